@@ -1,0 +1,1 @@
+"""Checkpoint -> network -> ONNX -> guards and parity -> bundle. Needs the extra [export]."""
