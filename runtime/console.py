@@ -1,0 +1,136 @@
+"""What the commands share: progress and errors on stderr, and the exit code.
+
+stdout belongs to results. Progress is shown only to a person: stderr is a terminal and --quiet was not given.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from fourphase.runtime.errors import EnvironmentFault, FourphaseError
+
+if TYPE_CHECKING:
+    import typer
+
+__all__ = ["be_quiet", "note", "print_error", "progress", "run_app", "say_errors_as_json"]
+
+Advance = Callable[[int], None]
+
+#: Which extra installs a package that the run time does without.
+_EXTRAS = {
+    **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "google"), "export"),
+    "tensorrt_rtx": "rtx",
+    "matplotlib": "report",
+    "SimpleITK": "dev",
+}
+
+_quiet = False
+_errors_as_json = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Sets whether progress and notes are left out (--quiet)."""
+    global _quiet
+    _quiet = quiet
+
+
+def say_errors_as_json(enabled: bool) -> None:
+    """Sets whether an error is also printed on stdout as one JSON object (--json)."""
+    global _errors_as_json
+    _errors_as_json = enabled
+
+
+@contextmanager
+def progress(description: str, total: int | None) -> Iterator[Advance]:
+    """A progress bar on stderr (a spinner if `total` is None); yields a function that advances it.
+
+    >>> with progress("reading", 3) as advance:
+    ...     advance(1)
+    """
+    if _quiet or not sys.stderr.isatty():
+        yield lambda steps: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn()]
+    counted = [MofNCompleteColumn()] if total is not None else []
+    console = Console(stderr=True)
+    with Progress(*columns, *counted, TimeElapsedColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)
+
+
+def note(text: str) -> None:
+    """One line for a person on stderr; left out with --quiet."""
+    if not _quiet:
+        print(text, file=sys.stderr)
+
+
+def print_error(error: FourphaseError) -> None:
+    """The cause and the cure, one line each, and the table a person needs to decide, on stderr."""
+    print(f"error: {error.message}", file=sys.stderr)
+    if error.table:
+        _print_table(error.table)
+    print(f"  fix: {error.hint}", file=sys.stderr)
+    if _errors_as_json:
+        print(json.dumps({"schema": "fourphase.error/1", "error": error.to_dict()}, indent=1))
+
+
+def run_app(app: typer.Typer, name: str) -> NoReturn:
+    """Runs a command and exits with the contract's code; a traceback is shown for bugs (code 1) only."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        app(prog_name=name, standalone_mode=True)
+    except FourphaseError as error:
+        print_error(error)
+        sys.exit(error.code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _EXTRAS:
+            _exit_with_bug()
+        fault = _missing_package(error)
+        print_error(fault)
+        sys.exit(fault.code)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    except Exception:
+        _exit_with_bug()
+    sys.exit(0)
+
+
+def _missing_package(error: ModuleNotFoundError) -> FourphaseError:
+    package = (error.name or "").split(".")[0]
+    cure = f"pip install 'fourphase[{_EXTRAS[package]}]'"
+    return EnvironmentFault(f"the package {package} is not installed", cure, key="extra_missing")
+
+
+def _exit_with_bug() -> NoReturn:
+    traceback.print_exc()
+    print("error: this is a bug in fourphase", file=sys.stderr)
+    print("  fix: report it with the lines above and the output of pip list", file=sys.stderr)
+    sys.exit(1)
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(143)
+
+
+def _print_table(rows: tuple[dict[str, str], ...]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*row.values())
+    Console(stderr=True).print(table)
