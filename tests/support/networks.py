@@ -1,0 +1,36 @@
+"""Small networks and inputs for tests: full structure, tiny size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fourphase.export.config import NetworkConfig
+from fourphase.export.network import FourPhaseNet
+from fourphase.runtime.config import PreprocessingConfig
+
+SMALL = PreprocessingConfig(size=(8, 32, 32))
+
+
+def small_network(seed: int = 0, **keys: Any) -> FourPhaseNet:
+    """An untrained network of width 4 with batch-norm statistics that are not the identity, in eval mode."""
+    torch.manual_seed(seed)
+    network = FourPhaseNet(NetworkConfig(**{"width": 4, "gru_hidden": 8, "gate_reduction": 2, **keys}))
+    for module in network.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+            torch.nn.init.normal_(module.bias, 0, 0.1)
+    return network.eval()
+
+
+def random_study(batch: int = 1, phases: int = 4, seed: int = 0) -> NDArray[np.float32]:
+    """Normalised-looking input float32 (batch, phases, 8, 3, 32, 32)."""
+    generator = np.random.default_rng(seed)
+    return generator.normal(size=(batch, phases, 8, 3, 32, 32)).astype(np.float32)
