@@ -1,0 +1,206 @@
+"""`fp-export`: checkpoint -> verified ONNX -> bundle, and looking at what came out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fourphase.runtime.console import be_quiet, note, run_app, say_errors_as_json
+from fourphase.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from fourphase.runtime.bundle import Bundle
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+
+CheckpointArgument = Annotated[Path, typer.Argument(help=".safetensors, .pt or .pth.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option(help="TOML with [network] and [preprocessing]; overrides the file's.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
+
+
+@app.command("onnx")
+def export_onnx(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write only the verified FP32 ONNX of a checkpoint.
+
+    Example: fp-export onnx model.safetensors -o model.onnx
+    """
+    _set_up(json_output, quiet)
+    from fourphase.export.build import verified_onnx
+    from fourphase.export.checkpoint import load_checkpoint
+    from fourphase.runtime.atomic import write_file
+
+    verified = verified_onnx(load_checkpoint(checkpoint, config))
+    write_file(output, verified.data)
+    parity = verified.parity.to_dict()
+    if json_output:
+        print(
+            json.dumps({"schema": "fourphase.onnx-report/1", "bytes": len(verified.data), "parity": parity}, indent=1)
+        )
+    else:
+        _print_parity(parity)
+        print(f"wrote {output} ({len(verified.data) / 1e6:.1f} MB)")
+
+
+@app.command("build-engine")
+def build_engine(
+    checkpoint: CheckpointArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The bundle directory to write.")],
+    precision: Annotated[str, typer.Option(help="fp32; fp16 and int8 are not part of this version.")] = "fp32",
+    target: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or none (ONNX only).")] = "auto",
+    compute_capability: Annotated[
+        list[str] | None, typer.Option(help="A GPU that a TensorRT for RTX engine is for, such as 8.9. Repeatable.")
+    ] = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Turn a checkpoint into a bundle: ONNX, verified block by block against PyTorch, and a TensorRT engine.
+
+    Example: fp-export build-engine model.safetensors -o liver.bundle
+    """
+    _set_up(json_output, quiet)
+    if precision != "fp32":
+        raise UsageError(
+            f"precision {precision!r} is not part of this version", "use --precision fp32", key="precision_unknown"
+        )
+    from fourphase.export.build import build_bundle
+
+    result = build_bundle(
+        checkpoint, output, config=config, target=target, compute_capabilities=compute_capability or []
+    )
+    if json_output:
+        print(json.dumps(result.report, indent=1))
+        return
+    _print_parity(result.report["parity"])
+    print(f"target {result.target.name}: {result.target.reason}")
+    for engine in result.report["engines"]:
+        capabilities = ", ".join(engine["compute_capabilities"])
+        print(
+            f"engine {engine['key']}: {engine['flavour']} {engine['version']} for compute capability {capabilities}, "
+            f"{engine['bytes'] / 1e6:.1f} MB, built in {engine['build_seconds']:.1f} s; not run on a GPU here"
+        )
+        for warning in engine["warnings"]:
+            note(f"  note: {warning}")
+    print(f"wrote {output} in {result.report['seconds']:.0f} s, sha256 {result.bundle.sha256[:12]}")
+
+
+@app.command()
+def verify(
+    subject: Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle, or an .onnx with --checkpoint.")],
+    checkpoint: Annotated[Path | None, typer.Option(help="Also compare every block with this checkpoint.")] = None,
+    config: ConfigOption = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Check a bundle on this machine: hashes, guards, golden outputs and, with --checkpoint, parity block by block.
+
+    Example: fp-export verify liver.bundle --checkpoint model.safetensors
+    """
+    _set_up(json_output, quiet)
+    from fourphase.export.verify import verify_bundle, verify_onnx
+
+    if subject.suffix == ".onnx":
+        if checkpoint is None:
+            raise UsageError("an .onnx is verified against a checkpoint", "give --checkpoint", key="checkpoint_needed")
+        report = verify_onnx(subject, checkpoint, config)
+    else:
+        report = verify_bundle(subject, checkpoint, config)
+    if json_output:
+        print(json.dumps(report, indent=1))
+        return
+    for step, outcome in report["steps"].items():
+        print(f"{step}: {outcome}")
+    if report["parity"]:
+        _print_parity(report["parity"])
+
+
+@app.command()
+def inspect(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Show what is in a bundle: configuration, precision per block, engines, hashes, parity.
+
+    Example: fp-export inspect liver.bundle
+    """
+    _set_up(json_output, quiet)
+    from fourphase.runtime.bundle import load_bundle
+
+    content = load_bundle(bundle)
+    if json_output:
+        print(json.dumps(json.loads((bundle / "manifest.json").read_bytes()), indent=1))
+    else:
+        _print_bundle(content)
+
+
+def main() -> None:
+    """Entry point of `fp-export`."""
+    run_app(app, "fp-export")
+
+
+def _set_up(json_output: bool, quiet: bool) -> None:
+    be_quiet(quiet)
+    say_errors_as_json(json_output)
+
+
+def _print_parity(parity: dict[str, Any]) -> None:
+    """One line per kind of block: the worst of its phases and stages, so that a person can take it in."""
+    from rich.console import Console
+    from rich.table import Table
+
+    kinds: dict[str, dict[str, Any]] = {}
+    for row in parity["rows"]:
+        kind = row["block"].partition("/")[0]
+        if kind not in kinds or row["relative"] > kinds[kind]["relative"]:
+            kinds[kind] = row
+    table = Table("block", "max abs", "relative", "allowed", title="ONNX against PyTorch FP32, worst case")
+    for kind, row in kinds.items():
+        table.add_row(kind, f"{row['max_abs']:.2e}", f"{row['relative']:.2e}", f"{row['allowed']:.0e}")
+    Console().print(table)
+
+
+def _print_bundle(bundle: Bundle) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    console.print(f"bundle sha256 {bundle.sha256}", markup=False)
+    console.print(f"classes {', '.join(bundle.classes)}; phases {', '.join(bundle.phases)}", markup=False)
+    console.print(f"input float32 (batch, {', '.join(map(str, bundle.input_shape))})", markup=False)
+    console.print(f"network {json.dumps(dict(bundle.network))}", markup=False, soft_wrap=True)
+    console.print(f"preprocessing {bundle.preprocessing.hash}", markup=False)
+    for precision, model in bundle.models.items():
+        blocks = sorted(set(model.blocks.values()))
+        console.print(
+            f"model {precision}: {model.file}, {len(model.blocks)} blocks in {', '.join(blocks)}", markup=False
+        )
+    for engine in bundle.engines:
+        meta = json.loads(bundle.read(engine.meta))
+        capabilities = ", ".join(meta["compute_capabilities"])
+        console.print(f"engine {engine.plan}: {meta['flavour']} {meta['version']} for {capabilities}", markup=False)
+    for hop, record in bundle.parity.items():
+        console.print(f"parity {hop}: worst {record['worst_block']} at {record['worst_relative']:.1e}", markup=False)
+    console.print(f"made with {', '.join(f'{name} {number}' for name, number in bundle.tools.items())}", markup=False)
+    table = Table("file", "bytes", "sha256")
+    for name, record in bundle.files.items():
+        table.add_row(name, f"{record.bytes:,}", record.sha256[:16])
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""Network -> ONNX: one graph with the contract's names, a batch axis that is really dynamic, and named blocks.
+
+The exporter is PyTorch's (`dynamo=True`, onnxscript >= 0.7.1: earlier ones write a silently wrong GRU). The graph is
+exported with every block as an extra output, so that the blocks' values keep their names, and shipped without them:
+what was compared is what is shipped, node for node. Nothing is verified here; see `guards` and `parity`.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+import torch
+
+from fourphase.export.blocks import TappedNetwork, block_of_scopes
+from fourphase.export.network import FourPhaseNet
+from fourphase.export.pass_static_gru import make_gru_static
+from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.errors import EnvironmentFault, ExportRefused
+
+__all__ = ["BLOCKS_KEY", "BLOCK_KEY", "INPUT", "OPSET", "OUTPUTS", "block_names", "node_blocks", "onnx_from_network"]
+
+INPUT = "study"
+OUTPUTS = ("logits", "phase_logits")
+#: Q/DQ with FP16 scales needs 19; TensorRT 10.3 reads up to 20.
+OPSET = 20
+#: Metadata: of the model, the names of its blocks' values; of a node, the block it belongs to.
+BLOCKS_KEY = "fourphase.blocks"
+BLOCK_KEY = "fourphase.block"
+_ONNXSCRIPT_FLOOR = (0, 7, 1)
+#: A batch of 1 would be baked in as a constant, even with a dynamic axis.
+_EXAMPLE_BATCH = 2
+_SCOPES_KEY = "pkg.torch.onnx.name_scopes"
+#: Weights are folded whatever their size.
+_NO_LIMIT = 1 << 40
+
+
+def onnx_from_network(network: FourPhaseNet, preprocessing: PreprocessingConfig) -> onnx.ModelProto:
+    """Exports the network for inputs float32 (B, P, T, C, H, W), with T, H, W from `preprocessing.size`.
+
+    Raises: ExportRefused (25) if PyTorch cannot export it, EnvironmentFault (24) for an exporter known to be wrong.
+    """
+    _require_onnxscript()
+    tapped = TappedNetwork(network.eval())
+    slices, rows, columns = preprocessing.size
+    example = torch.zeros(_EXAMPLE_BATCH, network.config.count, slices, preprocessing.channels, rows, columns)
+    with torch.no_grad(), _quiet_exporter():
+        tapped(example)
+        try:
+            program = torch.onnx.export(
+                tapped,
+                (example,),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[*OUTPUTS, *tapped.names],
+                dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+                opset_version=OPSET,
+                verbose=False,
+            )
+        except Exception as error:
+            raise ExportRefused(
+                f"PyTorch could not export the network: {str(error).splitlines()[0]}",
+                "check the configuration; the smallest input side is 32 and every side must be even",
+            ) from error
+    assert program is not None
+    return _shipped(program.model, tapped.names)
+
+
+def block_names(model: onnx.ModelProto) -> tuple[str, ...]:
+    """The values that are blocks' outputs, in the order of the graph; empty for a graph that is not ours."""
+    for entry in model.metadata_props:
+        if entry.key == BLOCKS_KEY:
+            return tuple(json.loads(entry.value))
+    return ()
+
+
+def node_blocks(model: onnx.ModelProto) -> dict[str, str]:
+    """Node name -> block name."""
+    return {
+        node.name: entry.value for node in model.graph.node for entry in node.metadata_props if entry.key == BLOCK_KEY
+    }
+
+
+def _require_onnxscript() -> None:
+    installed = version("onnxscript")
+    numbers = tuple(int(part) for part in installed.split(".")[:3] if part.isdigit())
+    if numbers < _ONNXSCRIPT_FLOOR:
+        raise EnvironmentFault(
+            f"onnxscript {installed} exports the GRU with linear_before_reset=0, which is silently wrong",
+            "pip install 'onnxscript>=0.7.1'",
+            key="onnxscript_too_old",
+        )
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter's deprecation warnings and notes on packages we do not use concern its authors, not our users."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _shipped(model: ir.Model, blocks: tuple[str, ...]) -> onnx.ModelProto:
+    """Cleans the exported graph, writes the block names into it and takes the blocks off its outputs."""
+    from onnxscript import optimizer
+
+    optimizer.fold_constants(model, input_size_limit=_NO_LIMIT, output_size_limit=_NO_LIMIT)
+    make_gru_static(model)
+    common.RemoveUnusedNodesPass()(model)
+    for node in model.graph:
+        scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
+        block = block_of_scopes([scope.removeprefix("network.") for scope in scopes])
+        node.metadata_props.clear()
+        node.metadata_props[BLOCK_KEY] = block
+    for value in list(model.graph.outputs):
+        if value.name not in OUTPUTS:
+            model.graph.outputs.remove(value)
+    model.metadata_props.clear()
+    model.metadata_props[BLOCKS_KEY] = json.dumps(blocks)
+    model.graph.name = "fourphase"
+    return _without_traces(ir.serde.serialize_model(model))
+
+
+def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drops what the exporter notes about its own machine (source paths, stack traces) from values and graph."""
+    del model.graph.metadata_props[:]
+    values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)
+    for value in values:
+        del value.metadata_props[:]
+    for node in model.graph.node:
+        node.ClearField("doc_string")
+    return model

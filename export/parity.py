@@ -1,0 +1,166 @@
+"""Numerical parity: every block and both outputs of an ONNX graph against PyTorch, on several batch sizes.
+
+The baseline is always the PyTorch network in FP32. The shipped graph, nothing marked, is compared at every batch size;
+the same graph with its blocks marked as outputs is run once to find the place where a difference begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from fourphase.export.blocks import record_blocks
+from fourphase.export.network import FourPhaseNet
+from fourphase.export.onnx_export import INPUT, OUTPUTS, block_names
+from fourphase.runtime.console import progress
+from fourphase.runtime.errors import ParityFailed
+
+__all__ = ["FP32_RTOL", "BlockParity", "ParityReport", "compare", "measure_parity", "require_parity", "run_onnx"]
+
+Array = NDArray[np.float32]
+Outputs = dict[str, Array]
+
+#: Largest difference over largest reference value, for the outputs. Two FP32 runtimes differ by 1e-6 to 1e-5.
+FP32_RTOL = 1e-4
+#: Inside, rounding upstream is amplified where inputs are large: 1.3e-4 in the GRU of an untrained full-size network.
+#: A swapped gate or a GRU with linear_before_reset=0 is off by 1e-2 and more.
+BLOCK_SLACK = 10
+#: Where the reference is all zero, differences are measured against this.
+_SMALLEST_SCALE = 1e-6
+BATCHES = (1, 2, 3)
+
+
+@dataclass(frozen=True)
+class BlockParity:
+    """One block (or output) at one batch size: differences against PyTorch FP32, and the verdict.
+
+    Attributes:
+        max_abs: largest absolute difference, in the block's own units.
+        relative: `max_abs` over the reference's largest magnitude.
+        allowed: the largest `relative` that passes.
+    """
+
+    block: str
+    batch: int
+    max_abs: float
+    relative: float
+    allowed: float
+    passed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class ParityReport:
+    """All comparisons, the outputs at every batch size first, then the blocks in the order of the graph.
+
+    `reference` holds PyTorch's outputs: the one FP32 baseline of everything that is built from this graph.
+    """
+
+    rtol: float
+    rows: tuple[BlockParity, ...]
+    reference: Outputs
+
+    @property
+    def worst(self) -> BlockParity:
+        return max(self.rows, key=lambda row: row.relative if np.isfinite(row.relative) else np.inf)
+
+    @property
+    def first_failure(self) -> BlockParity | None:
+        """Where the difference begins: the first block off, or an output if every block is right."""
+        failed = [row for row in self.rows if not row.passed]
+        blocks = [row for row in failed if row.block not in OUTPUTS]
+        return next(iter(blocks or failed), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"rtol": self.rtol, "baseline": "torch fp32", "rows": [asdict(row) for row in self.rows]}
+
+
+def measure_parity(
+    network: FourPhaseNet, model: onnx.ModelProto, studies: Array, *, rtol: float = FP32_RTOL
+) -> ParityReport:
+    """Compares an ONNX graph with its network.
+
+    Args:
+        studies: three inputs, float32 (3, P, T, C, H, W); batches of 1, 2 and 3 are taken from them.
+    """
+    rows = []
+    with progress("comparing with PyTorch", len(BATCHES) + 2) as advance:
+        reference, block_reference = _run_torch(network, studies)
+        advance(1)
+        session = _session(model)
+        for batch in BATCHES:
+            outputs = session(studies[:batch])
+            rows += [compare(name, reference[name][:batch], outputs[name], batch, rtol) for name in OUTPUTS]
+            advance(1)
+        del session
+        names = block_names(model)
+        blocks = run_onnx(with_outputs(model, names), studies[:1])
+        for name in names:
+            # A block's leading axis is a multiple of the batch, studies outermost: take the first study's part.
+            wanted = block_reference[name]
+            rows.append(compare(name, wanted[: len(wanted) // len(studies)], blocks[name], 1, BLOCK_SLACK * rtol))
+        advance(1)
+    return ParityReport(rtol, tuple(rows), reference)
+
+
+def require_parity(report: ParityReport) -> None:
+    """Raises: ParityFailed (27) naming the first block that is off, with every failing row in its table."""
+    first = report.first_failure
+    if first is None:
+        return
+    failed = [row for row in report.rows if not row.passed]
+    raise ParityFailed(
+        f"the graph does not compute what the checkpoint does: block {first.block} is off by {first.max_abs:.3g} "
+        f"({first.relative:.2g} of its range, {first.allowed:g} allowed)",
+        "export the checkpoint again; if it fails again, report it with the table above",
+        key="parity_failed",
+        table=[
+            {"block": row.block, "batch": str(row.batch), "max abs": f"{row.max_abs:.3g}", "rel": f"{row.relative:.3g}"}
+            for row in failed[:20]
+        ],
+    )
+
+
+def compare(block: str, reference: Array, value: Array, batch: int, rtol: float) -> BlockParity:
+    """Largest absolute and relative difference of two arrays of the same shape; anything not finite fails."""
+    if reference.shape != value.shape:
+        return BlockParity(block, batch, float("inf"), float("inf"), rtol, passed=False)
+    max_abs = float(np.abs(reference - value).max())
+    scale = max(float(np.abs(reference).max()), _SMALLEST_SCALE)
+    passed = bool(np.isfinite(value).all()) and max_abs <= rtol * scale
+    return BlockParity(block, batch, max_abs, max_abs / scale, rtol, passed)
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """A copy of the graph with further values marked as outputs (float, shape left open)."""
+    marked = onnx.ModelProto()
+    marked.CopyFrom(model)
+    marked.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    return marked
+
+
+def run_onnx(model: onnx.ModelProto, studies: Array) -> Outputs:
+    """All outputs of a graph in ONNX Runtime on the CPU."""
+    return _session(model)(studies)
+
+
+def _session(model: onnx.ModelProto) -> Callable[[Array], Outputs]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda studies: dict(zip(names, session.run(names, {INPUT: studies}), strict=True))
+
+
+def _run_torch(network: FourPhaseNet, studies: Array) -> tuple[Outputs, Mapping[str, Array]]:
+    with torch.no_grad(), record_blocks(network.eval()) as blocks:
+        outputs = network(torch.from_numpy(studies))
+    values = {name: value.numpy() for name, value in blocks.items()}
+    return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}, values

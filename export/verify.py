@@ -1,0 +1,78 @@
+"""`fp-export verify`: everything that can be said of a bundle or an ONNX on this machine, in the order of trust.
+
+Integrity first, then structure, then numbers: golden outputs through the run time's own backend, and parity block by
+block where the checkpoint is at hand.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from fourphase.export.build import verify_model
+from fourphase.export.checkpoint import load_checkpoint
+from fourphase.export.config import NetworkConfig
+from fourphase.export.guards import check_graph, require_clean
+from fourphase.runtime.backends import choose_backend
+from fourphase.runtime.bundle import load_bundle
+from fourphase.runtime.console import progress
+from fourphase.runtime.errors import InputMissing, ModelIncompatible
+from fourphase.runtime.selfcheck import self_check
+
+__all__ = ["verify_bundle", "verify_onnx"]
+
+
+def verify_bundle(path: Path, checkpoint: Path | None = None, config: Path | None = None) -> dict[str, Any]:
+    """Verifies a bundle; returns a report of the steps passed.
+
+    Raises: ModelIncompatible (20), IntegrityError (21), SelfCheckFailed (23), ParityFailed (27) naming the block.
+    """
+    bundle = load_bundle(path)
+    with progress("reading files", len(bundle.files)) as advance:
+        for name in bundle.files:
+            bundle.read(name)
+            advance(1)
+    steps = {"integrity": f"{len(bundle.files)} files match their sha256"}
+    model = parse_onnx(bundle.read(bundle.models["fp32"].file))
+    require_clean(check_graph(model, NetworkConfig.from_dict(bundle.network), bundle.preprocessing))
+    steps["guards"] = "passed"
+    with progress("golden outputs", None):
+        check = self_check(choose_backend(bundle).backend, bundle, all_inputs=True)
+    steps["golden"] = f"{check.inputs} inputs, largest difference {check.max_abs_difference:.2e} in logits"
+    parity = None
+    if checkpoint is not None:
+        parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
+        steps["parity"] = "every block passed"
+    return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
+
+
+def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
+    """Verifies an ONNX file against the checkpoint it claims to come from.
+
+    Raises: InputMissing (10), ModelIncompatible (20), ParityFailed (27) naming the node or block.
+    """
+    try:
+        model = parse_onnx(path.read_bytes())
+    except OSError as error:
+        raise InputMissing(f"the model {path} cannot be read: {error.strerror}", "check the path") from error
+    parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
+    steps = {"guards": "passed", "parity": "every block passed"}
+    return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
+
+
+def parse_onnx(data: bytes) -> onnx.ModelProto:
+    """Bytes -> a model that onnx.checker accepts.
+
+    Raises: ModelIncompatible (20).
+    """
+    try:
+        model = onnx.load_model_from_string(data)
+        onnx.checker.check_model(model, full_check=False)
+    except (DecodeError, onnx.checker.ValidationError) as error:
+        raise ModelIncompatible(
+            f"it is not a valid ONNX model: {str(error).splitlines()[0]}", "export it again", key="onnx_invalid"
+        ) from error
+    return model

@@ -1,0 +1,81 @@
+"""Parity must pass for what was exported and name the block for what was doctored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from fourphase.export.network import FourPhaseNet
+from fourphase.export.parity import compare, measure_parity, require_parity
+from fourphase.runtime.errors import ParityFailed
+from tests.support.networks import random_study
+
+NodeOf = Callable[[str], onnx.NodeProto]
+
+
+def first_block_off(network: FourPhaseNet, model: onnx.ModelProto) -> str:
+    with pytest.raises(ParityFailed) as caught:
+        require_parity(measure_parity(network, model, random_study(3)))
+    assert caught.value.code == 27
+    assert caught.value.table
+    return caught.value.message.split("block ")[1].split(" ")[0]
+
+
+def test_what_was_exported_passes_at_every_batch_size(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    report = measure_parity(network, model, random_study(3))
+    require_parity(report)
+    assert {row.batch for row in report.rows if row.block == "logits"} == {1, 2, 3}
+    assert report.worst.relative < 1e-4
+    assert all(row.max_abs > 0 for row in report.rows if row.block.startswith("stage4")), "compared with itself?"
+
+
+def test_linear_before_reset_0_is_found_in_the_gru(
+    model: onnx.ModelProto, network: FourPhaseNet, node_of: NodeOf
+) -> None:
+    next(a for a in node_of("GRU").attribute if a.name == "linear_before_reset").i = 0
+    assert first_block_off(network, model) == "gru"
+
+
+def test_a_swapped_gate_is_found_where_it_acts(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    for node in model.graph.node:
+        if node.op_type == "Add" and "gate2.channel/NC" in node.input:
+            node.input[list(node.input).index("gate2.channel/NC")] = "gate2.channel/ART"
+    assert first_block_off(network, model).startswith("mix2/")
+
+
+def test_a_changed_weight_is_found_in_its_stage(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    weight = next(t for t in model.graph.initializer if "trunks.PV.stages.3.1.conv1" in t.name)
+    values = numpy_helper.to_array(weight).copy()
+    values[0] *= 1.5
+    weight.CopyFrom(numpy_helper.from_array(values, weight.name))
+    assert first_block_off(network, model) == "stage3/PV"
+
+
+def test_a_batch_baked_into_a_reshape_is_found(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    """Right at batch 1, wrong beyond: the last state of the first study for everyone."""
+    gather = next(node for node in model.graph.node if node.op_type == "Gather" and node.input[0] == "gru")
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), "first"))
+    doctored = onnx.helper.make_node("Gather", ["gru", "first"], ["gru.first"], name="doctored", axis=0)
+    expand = onnx.helper.make_node("Add", ["gru.first", "gru.zero"], ["gru.same"], name="doctored2")
+    zero = onnx.helper.make_node("Sub", ["gru", "gru"], ["gru.zero"], name="doctored3")
+    index = list(model.graph.node).index(gather)
+    gather.input[0] = "gru.same"
+    for node in (expand, zero, doctored):
+        model.graph.node.insert(index, node)
+    report = measure_parity(network, model, random_study(3))
+    failed = {row.batch for row in report.rows if not row.passed and row.block == "logits"}
+    assert failed == {2, 3}
+    with pytest.raises(ParityFailed, match="block logits"):
+        require_parity(report)
+
+
+def test_nan_and_wrong_shapes_fail() -> None:
+    reference = np.ones((2, 3), np.float32)
+    assert not compare("x", reference, np.full((2, 3), np.nan, np.float32), 1, 1e-4).passed
+    assert not compare("x", reference, np.ones((3, 2), np.float32), 1, 1e-4).passed
+    assert not compare("x", reference, reference + 2e-4, 1, 1e-4).passed
+    assert compare("x", reference, reference + 5e-5, 1, 1e-4).passed
