@@ -1,0 +1,179 @@
+"""Writes a bundle: models, engines, golden outputs and reports, hashed into one manifest, complete or absent.
+
+It builds and checks nothing; `runtime.bundle` reads. The format is described in docs/bundle.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourphase.engine.builder import EnginePlan
+from fourphase.runtime.atomic import new_directory
+from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle
+from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.errors import OutputNotWritable
+from fourphase.runtime.golden import GOLDEN
+
+__all__ = ["BundleContents", "GoldenOutputs", "OnnxModel", "check_target", "write_bundle"]
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A typed ONNX, `model.<precision>.onnx`, and the precision of each of its named blocks."""
+
+    onnx: bytes
+    blocks: Mapping[str, str]
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenOutputs:
+    """Inputs and the FP32 model's outputs for them, computed from `study_from_codes(codes, preprocessing)`.
+
+    Attributes:
+        codes: windowed values times 255, uint8 (N, P, T, C, H, W).
+        logits: float32 (N, K). phase_logits: float32 (N, P, K).
+        atol, rtol: a backend passes if |output - golden| <= atol + rtol * |golden|.
+    """
+
+    codes: NDArray[np.uint8]
+    logits: NDArray[np.float32]
+    phase_logits: NDArray[np.float32]
+    atol: float
+    rtol: float
+
+
+@dataclass(frozen=True, eq=False)
+class BundleContents:
+    """Everything a bundle holds.
+
+    Attributes:
+        classes, phases: in the order of the logits and of the input's phase axis.
+        network: JSON types; the network's configuration.
+        models: precision -> ONNX.
+        engines: the plans built from those models.
+        parity, report: JSON types; the manifest's parity record and the content of report.json.
+        tools: package -> version.
+        calibration: JSON types; None for a bundle without INT8.
+    """
+
+    classes: tuple[str, ...]
+    phases: tuple[str, ...]
+    network: Mapping[str, Any]
+    preprocessing: PreprocessingConfig
+    models: Mapping[str, OnnxModel]
+    golden: GoldenOutputs
+    engines: tuple[EnginePlan, ...] = ()
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    report: Mapping[str, Any] = field(default_factory=dict)
+    tools: Mapping[str, str] = field(default_factory=dict)
+    calibration: Mapping[str, Any] | None = None
+
+
+def check_target(target: Path) -> None:
+    """Refuses a target that is neither new nor empty nor a bundle, before work is spent on it.
+
+    Raises: OutputNotWritable. Writing a bundle replaces the whole directory, which must not be somebody's home.
+    """
+    try:
+        taken = target.exists() and (not target.is_dir() or any(target.iterdir()))
+    except OSError as error:
+        raise _refused(target, f"cannot be read ({(error.strerror or 'error').lower()})") from error
+    if taken and not _is_bundle(target):
+        raise _refused(target, "exists and is not a bundle")
+
+
+def write_bundle(target: Path, contents: BundleContents) -> Bundle:
+    """Writes the bundle to the directory `target`; a bundle already there is replaced as a whole.
+
+    Returns: the bundle as a reader finds it.
+
+    Raises: OutputNotWritable; ModelIncompatible if the contents do not make a bundle that can be read.
+    """
+    check_target(target)
+    with new_directory(target) as folder:
+        records = {name: _write(folder, name, data) for name, data in _files(contents).items()}
+        manifest = _manifest(contents, records)
+        (folder / MANIFEST).write_bytes(manifest)
+        load_bundle(folder).golden()
+    return load_bundle(target)
+
+
+def _files(contents: BundleContents) -> dict[str, bytes]:
+    """Relative name -> bytes of every file but the manifest."""
+    files = {_model_name(precision): model.onnx for precision, model in contents.models.items()}
+    for engine in contents.engines:
+        files[f"engines/{engine.key}.plan"] = engine.plan
+        files[f"engines/{engine.key}.json"] = _json(dict(engine.meta))
+    files[GOLDEN] = _npz(contents.golden)
+    files["report.json"] = _json(dict(contents.report))
+    return files
+
+
+def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, object]]) -> bytes:
+    golden, calibration = contents.golden, contents.calibration
+    return _json(
+        {
+            "schema": SCHEMA,
+            "tools": dict(contents.tools),
+            "classes": list(contents.classes),
+            "phases": list(contents.phases),
+            "network": dict(contents.network),
+            "preprocessing": contents.preprocessing.to_dict(),
+            "models": {
+                precision: {"file": _model_name(precision), "blocks": dict(model.blocks)}
+                for precision, model in contents.models.items()
+            },
+            "engines": [
+                {"plan": f"engines/{engine.key}.plan", "meta": f"engines/{engine.key}.json"}
+                for engine in contents.engines
+            ],
+            "golden": {"file": GOLDEN, "atol": golden.atol, "rtol": golden.rtol},
+            "calibration": None if calibration is None else dict(calibration),
+            "parity": dict(contents.parity),
+            "files": records,
+        }
+    )
+
+
+def _model_name(precision: str) -> str:
+    return f"model.{precision}.onnx"
+
+
+def _write(folder: Path, name: str, data: bytes) -> dict[str, object]:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def _npz(golden: GoldenOutputs) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, inputs_u8=golden.codes, logits=golden.logits, phase_logits=golden.phase_logits)
+    return buffer.getvalue()
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
+def _is_bundle(target: Path) -> bool:
+    try:
+        manifest = json.loads((target / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(manifest, dict) and str(manifest.get("schema")).startswith("fourphase.bundle/")
+
+
+def _refused(target: Path, problem: str) -> OutputNotWritable:
+    return OutputNotWritable(
+        f"{target} {problem}", "choose a new directory, an empty one, or a bundle to replace", key="target_not_a_bundle"
+    )

@@ -1,0 +1,117 @@
+"""The golden file: a few inputs as bytes and the FP32 outputs that every backend must reproduce.
+
+It reads bytes that `bundle` has verified; `selfcheck` compares.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.errors import ModelIncompatible
+
+__all__ = ["GOLDEN", "Golden", "golden_from_bytes", "study_from_codes"]
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+GOLDEN = "golden.npz"
+#: Far above any real golden file: a wrong one is refused before it fills the memory.
+_MAX_BYTES = 2 << 30
+
+
+@dataclass(frozen=True, eq=False)
+class Golden:
+    """A few inputs with the FP32 outputs that every backend must reproduce.
+
+    Attributes:
+        codes: windowed values times 255, uint8 (N, P, T, C, H, W); one study at a time becomes float32.
+        logits: float32 (N, K).
+        phase_logits: float32 (N, P, K).
+        atol, rtol: an output passes if |output - golden| <= atol + rtol * |golden|.
+    """
+
+    codes: Codes
+    logits: Floats
+    phase_logits: Floats
+    atol: float
+    rtol: float
+    preprocessing: PreprocessingConfig
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def study(self, index: int) -> Floats:
+        """Input `index` as the network takes it, float32 (1, P, T, C, H, W)."""
+        return study_from_codes(self.codes[index : index + 1], self.preprocessing)
+
+
+def golden_from_bytes(
+    data: bytes,
+    input_shape: tuple[int, ...],
+    classes: int,
+    *,
+    tolerance: tuple[float, float],
+    preprocessing: PreprocessingConfig,
+) -> Golden:
+    """Reads a golden .npz with arrays `inputs_u8`, `logits` and `phase_logits`.
+
+    Args:
+        input_shape: (P, T, C, H, W) of one study.
+        classes: K.
+        tolerance: (atol, rtol).
+
+    Raises: ModelIncompatible if an array is missing or not of the type and shape that the arguments imply.
+    """
+    arrays = _load_arrays(data)
+    codes = arrays.get("inputs_u8", np.empty(0, np.uint8))
+    count, phases = len(codes) if codes.ndim else 0, input_shape[0]
+    expected = {
+        "inputs_u8": (np.uint8, (count, *input_shape)),
+        "logits": (np.float32, (count, classes)),
+        "phase_logits": (np.float32, (count, phases, classes)),
+    }
+    for name, (kind, shape) in expected.items():
+        array = arrays.get(name)
+        if not count or array is None or array.dtype != kind or array.shape != shape:
+            raise _invalid(f"{name} is missing or not of the type and shape that the manifest implies")
+    return Golden(codes, arrays["logits"], arrays["phase_logits"], *tolerance, preprocessing)
+
+
+def study_from_codes(codes: Codes, config: PreprocessingConfig) -> Floats:
+    """(code / 255 - mean) / std: uint8 (..., C, H, W) of windowed values -> float32 of the same shape.
+
+    Writer and reader of the golden file share this function, so both mean the same float32 input.
+    """
+    study: Floats = codes.astype(np.float32)
+    study /= np.float32(255)
+    study -= np.asarray(config.mean, dtype=np.float32)[:, None, None]
+    study /= np.asarray(config.std, dtype=np.float32)[:, None, None]
+    return study
+
+
+def _load_arrays(data: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz; no pickle is ever run, and the unpacked size is bounded before unpacking."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > _MAX_BYTES:
+                raise _invalid("it unpacks to more than 2 GiB")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            return {name: np.asarray(arrays[name]) for name in arrays.files}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError) as error:
+        raise _invalid("it is not a readable .npz") from error
+
+
+def _invalid(problem: str) -> ModelIncompatible:
+    return ModelIncompatible(
+        f"the bundle's golden file is invalid: {problem}",
+        "build the bundle again with fp-export build-engine",
+        key="golden_invalid",
+    )

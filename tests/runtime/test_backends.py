@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fourphase.runtime import backends
+from fourphase.runtime.backends import choose_backend
+from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.cuda import Device, Probe
+from fourphase.runtime.errors import (
+    EnvironmentFault,
+    FourphaseError,
+    GPUUnavailable,
+    IntegrityError,
+    ModelIncompatible,
+    PixelDataError,
+    SelfCheckFailed,
+    UsageError,
+)
+from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_model, write_tiny
+
+NO_GPU = Probe(None, "no CUDA device (no NVIDIA driver)")
+L4 = Probe(Device("NVIDIA L4", "8.9", "13.0", None), "CUDA device NVIDIA L4, compute capability 8.9")
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    monkeypatch.setattr(backends, "probe", lambda: NO_GPU)
+    return write_tiny(tmp_path / "bundle")
+
+
+def studies(batch: int) -> NDArray[np.float32]:
+    return np.random.default_rng(batch).normal(size=(batch, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_onnxruntime_agrees_with_the_reference_evaluator(bundle: Bundle, batch: int) -> None:
+    backend = choose_backend(bundle).backend
+    outputs = backend.infer(studies(batch))
+    logits, phase_logits = reference_outputs(tiny_model(), studies(batch))
+    np.testing.assert_allclose(outputs.logits, logits, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(outputs.phase_logits, phase_logits, rtol=1e-5, atol=1e-6)
+    assert outputs.logits.dtype == outputs.phase_logits.dtype == np.float32
+
+
+def test_the_same_input_gives_the_same_bytes_and_outputs_are_copies(bundle: Bundle) -> None:
+    backend = choose_backend(bundle).backend
+    first = backend.infer(studies(1))
+    kept = first.logits.tobytes()
+    backend.infer(studies(2))
+    assert first.logits.tobytes() == kept == backend.infer(studies(1)).logits.tobytes()
+    assert first.logits.flags.owndata
+    assert first.logits.flags.writeable
+
+
+def test_auto_takes_the_cpu_and_says_why(bundle: Bundle) -> None:
+    choice = choose_backend(bundle)
+    assert (choice.backend.name, choice.backend.precision) == ("onnxruntime", "fp32")
+    assert choice.reason == "no CUDA device (no NVIDIA driver)"
+
+
+def test_auto_does_not_blame_a_gpu_that_is_there(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "probe", lambda: L4)
+    reason = choose_backend(bundle).reason
+    assert "NVIDIA L4" in reason
+    assert "no GPU backend" in reason
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "error"),
+    [
+        ("tensorrt", NO_GPU, GPUUnavailable),
+        ("tensorrt-rtx", NO_GPU, GPUUnavailable),
+        ("tensorrt", L4, EnvironmentFault),
+        ("openvino", NO_GPU, EnvironmentFault),
+    ],
+)
+def test_a_backend_that_is_not_built_is_refused_with_a_cure(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, gpu: Probe, error: type[FourphaseError]
+) -> None:
+    monkeypatch.setattr(backends, "probe", lambda: gpu)
+    with pytest.raises(error, match=name) as caught:
+        choose_backend(bundle, name)
+    assert "--backend onnxruntime" in caught.value.hint
+
+
+@pytest.mark.parametrize("arguments", [{"name": "onnx"}, {"require": "cuda"}])
+def test_an_unknown_name_is_a_usage_error(bundle: Bundle, arguments: dict[str, str]) -> None:
+    with pytest.raises(UsageError, match="unknown backend"):
+        choose_backend(bundle, **arguments)
+
+
+@pytest.mark.parametrize("name", ["auto", "onnxruntime"])
+def test_a_required_backend_that_is_not_taken_is_an_error(bundle: Bundle, name: str) -> None:
+    with pytest.raises(GPUUnavailable, match="tensorrt is required") as caught:
+        choose_backend(bundle, name, require="tensorrt")
+    assert caught.value.code == 22
+
+
+def test_a_required_backend_that_is_taken_is_fine(bundle: Bundle) -> None:
+    assert choose_backend(bundle, require="onnxruntime").backend.name == "onnxruntime"
+
+
+def test_a_missing_package_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fourphase.runtime.onnxruntime_backend.is_available", lambda: False)
+    with pytest.raises(EnvironmentFault, match="onnxruntime>=") as caught:
+        choose_backend(bundle)
+    assert "pip install" in caught.value.hint
+
+
+def test_a_precision_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ModelIncompatible, match="no model in fp16, only in: fp32"):
+        choose_backend(bundle, precision="fp16")
+
+
+def test_the_cpu_prefers_fp32_whatever_the_manifest_lists_first(bundle: Bundle) -> None:
+    model = bundle.models["fp32"]
+    both = replace(bundle, models={"int8": model, "fp16": model, "fp32": model})
+    assert choose_backend(both).backend.precision == "fp32"
+    assert choose_backend(both, precision="int8").backend.precision == "int8"
+
+
+def test_a_flipped_byte_is_found_before_the_model_is_loaded(bundle: Bundle) -> None:
+    path = bundle.path / "model.fp32.onnx"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x07")
+    with pytest.raises(IntegrityError, match=r"model\.fp32\.onnx"):
+        choose_backend(bundle)
+
+
+ALTERED = {
+    "input name": TINY_MODEL.replace("study", "image"),
+    "output name": TINY_MODEL.replace("phase_logits", "other"),
+    "static batch": TINY_MODEL.replace("[B, 4, 2, 3, 4, 5]", "[1, 4, 2, 3, 4, 5]"),
+    "other slices": TINY_MODEL.replace("[B, 4, 2, 3, 4, 5]", "[B, 4, 7, 3, 4, 5]"),
+}
+
+
+@pytest.mark.parametrize("text", ALTERED.values(), ids=ALTERED)
+def test_a_model_off_its_manifest_is_refused(tmp_path: Path, text: str) -> None:
+    bundle = write_tiny(tmp_path / "bundle", tiny_model(text))
+    with pytest.raises(ModelIncompatible, match="the model's") as caught:
+        choose_backend(bundle)
+    assert caught.value.key == "model_interface"
+
+
+def test_a_model_with_other_classes_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ModelIncompatible, match=r"logits is .*2\), the manifest implies .*batch, 3\)"):
+        choose_backend(replace(bundle, classes=("A", "B", "C")))
+
+
+def test_bytes_that_are_no_onnx_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelIncompatible, match="cannot load the fp32 model"):
+        choose_backend(write_tiny(tmp_path / "bundle", b"not an onnx"))
+
+
+def test_onnxruntime_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    unused = tiny_model(TINY_MODEL.replace("int64[1] phase", "float[1] unused = {1}, int64[1] phase"))
+    choose_backend(write_tiny(tmp_path / "bundle", unused)).backend.infer(studies(1))
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
+
+
+@pytest.mark.parametrize(
+    "study", [studies(1)[0], studies(1).astype(np.float64), studies(1)[..., :-1], studies(1)[:0]], ids=str
+)
+def test_an_input_of_another_shape_or_type_is_refused(bundle: Bundle, study: Any) -> None:
+    with pytest.raises(ModelIncompatible, match="takes float32"):
+        choose_backend(bundle).backend.infer(study)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_input_that_is_not_finite_is_refused(bundle: Bundle, value: float) -> None:
+    study = studies(1)
+    study[0, 3, 1, 2, 3, 4] = value
+    with pytest.raises(PixelDataError, match="not finite"):
+        choose_backend(bundle).backend.infer(study)
+
+
+def test_an_output_that_is_not_finite_is_never_returned(tmp_path: Path) -> None:
+    model = tiny_model(TINY_MODEL.replace("Add(scores, bias)", "Log(scores)"))
+    backend = choose_backend(write_tiny(tmp_path / "bundle", model)).backend
+    with pytest.raises(SelfCheckFailed, match="not finite") as caught:
+        backend.infer(-np.abs(studies(1)))
+    assert caught.value.code == 23
+
+
+def test_memory_that_does_not_suffice_has_its_own_code(bundle: Bundle) -> None:
+    class Full:
+        def run(self, *_: object) -> None:
+            raise RuntimeError("BFCArena: Failed to allocate memory for requested buffer of size 268435456")
+
+    backend = replace(choose_backend(bundle).backend, session=Full())  # type: ignore[type-var]
+    with pytest.raises(GPUUnavailable) as caught:
+        backend.infer(studies(1))
+    assert (caught.value.code, caught.value.key) == (22, "out_of_memory")
+
+
+def test_onnxruntime_is_imported_only_when_a_model_is_loaded() -> None:
+    script = (
+        "import sys; import fourphase.runtime.backends, fourphase.runtime.onnxruntime_backend as backend\n"
+        "assert backend.is_available()\n"
+        "import fourphase.runtime.selfcheck\n"
+        "sys.exit(bool({'onnxruntime', 'onnx', 'torch'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

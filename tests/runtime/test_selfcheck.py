@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from fourphase.runtime.backends import Outputs, choose_backend
+from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.errors import SelfCheckFailed
+from fourphase.runtime.selfcheck import self_check
+from tests.support.tiny_bundle import TINY_MODEL, tiny_contents, tiny_model, write_tiny
+
+Floats = NDArray[np.float32]
+
+
+class Fake:
+    """Answers with the golden outputs plus `error`, and counts its runs."""
+
+    name, precision = "fake", "fp32"
+
+    def __init__(self, bundle: Bundle, error: float = 0.0, phase_error: float = 0.0) -> None:
+        self.golden, self.error, self.phase_error, self.runs = bundle.golden(), np.float32(error), phase_error, 0
+
+    def infer(self, study: Floats) -> Outputs:
+        index = next(i for i in range(len(self.golden)) if np.array_equal(self.golden.study(i), study))
+        self.runs += 1
+        phase_logits = self.golden.phase_logits[index : index + 1].copy()
+        phase_logits[0, 2, 1] += self.phase_error
+        return Outputs(self.golden.logits[index : index + 1] + self.error, phase_logits)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    golden = replace(tiny_contents().golden, atol=1e-3, rtol=0.0)
+    return write_tiny(tmp_path / "bundle", golden=golden)
+
+
+def test_the_real_backend_passes_on_every_input(bundle: Bundle) -> None:
+    check = self_check(choose_backend(bundle).backend, bundle, all_inputs=True)
+    assert check.inputs == 2
+    assert check.max_abs_difference < 1e-5
+    assert (check.atol, check.rtol) == (1e-3, 0.0)
+
+
+def test_one_input_is_run_unless_all_are_asked_for(bundle: Bundle) -> None:
+    fake = Fake(bundle)
+    assert self_check(fake, bundle).inputs == fake.runs == 1
+    assert self_check(fake, bundle, all_inputs=True).inputs == fake.runs - 1 == 2
+
+
+def test_the_measured_difference_is_reported(bundle: Bundle) -> None:
+    assert self_check(Fake(bundle, error=5e-4), bundle).max_abs_difference == pytest.approx(5e-4, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("error", "phase_error", "name"),
+    [(2e-3, 0.0, "^self-check of fake fp32 failed: logits"), (0.0, 2e-3, "phase_logits"), (np.nan, 0.0, "logits")],
+)
+def test_a_backend_off_the_golden_output_fails(bundle: Bundle, error: float, phase_error: float, name: str) -> None:
+    with pytest.raises(SelfCheckFailed, match=name) as caught:
+        self_check(Fake(bundle, error, phase_error), bundle)
+    assert caught.value.code == 23
+    assert "0.001" in caught.value.message
+    assert "nan" in caught.value.message or "0.002" in caught.value.message
+
+
+def test_the_relative_tolerance_counts(tmp_path: Path) -> None:
+    golden = replace(tiny_contents().golden, atol=0.0, rtol=0.5)
+    bundle = write_tiny(tmp_path / "bundle", golden=golden)
+    smallest = float(np.abs(golden.logits[0]).min())
+    self_check(Fake(bundle, error=0.4 * smallest), bundle)
+    with pytest.raises(SelfCheckFailed):
+        self_check(Fake(bundle, error=0.6 * smallest), bundle)
+
+
+def test_another_model_behind_right_hashes_fails(tmp_path: Path) -> None:
+    altered = write_tiny(tmp_path / "bundle", tiny_model(TINY_MODEL.replace("{0.1, -0.2}", "{0.1, -0.21}")))
+    with pytest.raises(SelfCheckFailed, match=r"off its golden value by 0\.01 "):
+        self_check(choose_backend(altered).backend, altered)
