@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine
+from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, OnnxModel, check_target, write_bundle
 from fourphase.engine.flavour import Target, choose_target
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
@@ -102,11 +102,13 @@ def build_bundle(
     started = time.monotonic()
     check_target(output)
     chosen = choose_target(target)
+    options = BuildOptions(compute_capabilities=tuple(compute_capabilities))
+    if chosen.name != "none":
+        check_build(chosen.name, options)
     verified = verified_onnx(load_checkpoint(path, config))
     blocks = node_blocks(verified.model)
     engines: tuple[EnginePlan, ...] = ()
     if chosen.name != "none":
-        options = BuildOptions(compute_capabilities=tuple(compute_capabilities))
         engines = (build_engine(verified.data, chosen.name, precision="fp32", options=options, blocks=blocks),)
     report = _report(verified, chosen, engines, time.monotonic() - started)
     checkpoint, network = verified.checkpoint, verified.checkpoint.network
