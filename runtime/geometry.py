@@ -31,6 +31,11 @@ class Region:
     min: tuple[float, float, float]
     max: tuple[float, float, float]
 
+    @classmethod
+    def of(cls, low: Float, high: Float) -> Region:
+        """From two float64 (3,) corners."""
+        return cls((float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2])))
+
     def grown(self, margin_mm: float) -> Region:
         """The region with `margin_mm` added on every side."""
         x, y, z = self.min
@@ -155,8 +160,7 @@ class SeriesGeometry:
         rows = np.array([-0.5, self.rows - 0.5])[:, None] * dy * self.column_direction
         columns = np.array([-0.5, self.columns - 0.5])[:, None] * dx * self.row_direction
         corners = (ends[:, None, None] + rows[None, :, None] + columns[None, None, :]).reshape(-1, 3)
-        low, high = corners.min(axis=0), corners.max(axis=0)
-        return Region((float(low[0]), float(low[1]), float(low[2])), (float(high[0]), float(high[1]), float(high[2])))
+        return Region.of(corners.min(axis=0), corners.max(axis=0))
 
 
 def slice_gaps(depths: Float) -> list[tuple[float, float]]:

@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom.data import get_testdata_file
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+
+from fourphase.runtime import decoders
+from fourphase.runtime import stored_values as stored_values_module
+from fourphase.runtime.codestream import JPEG_LS_FRAME, SEQUENCE_END, CodestreamError, codestream_of, single_frame
+from fourphase.runtime.dicom_file import quiet_pydicom
+from fourphase.runtime.errors import EnvironmentFault, PixelDataError
+from fourphase.runtime.headers import read_slice_header
+from fourphase.runtime.pixels import read_hu
+from fourphase.runtime.preprocess import VoxelWindow
+from fourphase.runtime.series import Series
+from fourphase.runtime.stored_values import stored_values as read_stored
+from fourphase.runtime.study import read_study
+from tests.support.dicom import COMPRESSED, stored_values, write_series
+
+NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian)
+SHAPE = (4, 40, 48)
+WINDOW = VoxelWindow(slice(1, 3), slice(5, 31), slice(7, 30))
+WHOLE = VoxelWindow(slice(0, 4), slice(0, 40), slice(0, 48))
+
+
+def read(folder: Path) -> Series:
+    (series,) = read_study(folder).series
+    return series
+
+
+def crop(values: NDArray[Any], window: VoxelWindow = WINDOW) -> NDArray[Any]:
+    return values[window.slices, window.rows, window.columns]
+
+
+def refused(folder: Path, window: VoxelWindow = WINDOW) -> PixelDataError:
+    with pytest.raises(PixelDataError) as caught:
+        read_hu(read(folder), window)
+    return caught.value
+
+
+# ---- values
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE, *COMPRESSED])
+@pytest.mark.parametrize("signed", [False, True])
+def test_every_lossless_syntax_gives_the_same_hu(tmp_path: Path, syntax: str, signed: bool) -> None:
+    """Independent: the numbers that were written."""
+    values = stored_values(SHAPE)
+    stored = (values.astype(np.int16) - 1500) if signed else values
+    intercept = 476 if signed else -1024
+    write_series(tmp_path, stored, transfer_syntax=syntax, RescaleIntercept=intercept)
+    hu = read_hu(read(tmp_path), WINDOW)
+    assert hu.dtype == np.int16
+    np.testing.assert_array_equal(hu, crop(values.astype(np.int32) - 1024))
+
+
+@pytest.mark.parametrize("name", ["CT_small.dcm", "693_J2KI.dcm", "J2K_pixelrep_mismatch.dcm"])
+def test_stored_values_of_real_files_equal_pydicom(name: str) -> None:
+    """GE and Siemens CT, signed, 13 to 16 bits, native and JPEG 2000 whose sign contradicts the header."""
+    path = Path(str(get_testdata_file(name, read=False)))
+    with quiet_pydicom():
+        expected = pydicom.dcmread(path).pixel_array
+        header = read_slice_header(path, "")
+    window = VoxelWindow(slice(0, 1), slice(3, header.rows - 5), slice(1, header.columns - 2))
+    np.testing.assert_array_equal(read_stored(header, window), expected[window.rows, window.columns])
+
+
+def test_every_slice_has_its_own_slope_and_intercept(tmp_path: Path) -> None:
+    values = stored_values(SHAPE)
+    slopes, intercepts = [1.0, 0.5, 2.0, 1.5], [-1024.0, -512.25, -2100.0, -1600.0]
+    write_series(
+        tmp_path, values, RescaleSlope=lambda index: slopes[index], RescaleIntercept=lambda index: intercepts[index]
+    )
+    hu = read_hu(read(tmp_path), WHOLE)
+    assert hu.dtype == np.float32
+    expected = values * np.array(slopes)[:, None, None] + np.array(intercepts)[:, None, None]
+    np.testing.assert_allclose(hu, np.clip(expected, -1024, 3071), atol=1e-3)
+
+
+def test_clipped_to_the_hu_range(tmp_path: Path) -> None:
+    values = stored_values(SHAPE)
+    values[:, 0, 0], values[:, 0, 1] = 0, 4095
+    write_series(tmp_path, values, RescaleIntercept=-1090, RescaleSlope=1)
+    assert read_hu(read(tmp_path), WHOLE)[0, 0, :2].tolist() == [-1024, 3005]
+    other = tmp_path / "other"
+    write_series(other, values, RescaleIntercept=-1000, RescaleSlope=1)
+    assert read_hu(read(other), WHOLE)[0, 0, :2].tolist() == [-1000, 3071]
+
+
+@pytest.mark.parametrize("limit", [None, 210])
+def test_padding_becomes_background(tmp_path: Path, limit: int | None) -> None:
+    values = stored_values(SHAPE)
+    values[:, :5, :5] = np.arange(200, 225).reshape(5, 5)
+    write_series(tmp_path, values, PixelPaddingValue=200, PixelPaddingRangeLimit=limit)
+    corner = read_hu(read(tmp_path), WHOLE)[2, :5, :5]
+    expected = np.arange(200, 225).reshape(5, 5) - 1024
+    expected[expected + 1024 <= (limit or 200)] = -1024
+    np.testing.assert_array_equal(corner, expected)
+
+
+def test_signed_padding_outside_the_plausible_range(tmp_path: Path) -> None:
+    """GE: -2000 outside the reconstruction circle would otherwise look like corruption."""
+    values = stored_values(SHAPE).astype(np.int16)
+    values[:, :20] = -2000
+    write_series(tmp_path / "told", values, BitsStored=16, HighBit=15, PixelPaddingValue=-2000)
+    assert (read_hu(read(tmp_path / "told"), WHOLE)[:, :20] == -1024).all()
+    write_series(tmp_path / "untold", values, BitsStored=16, HighBit=15)
+    assert refused(tmp_path / "untold", WHOLE).key == "hu_implausible"
+
+
+@pytest.mark.parametrize(("bits", "high"), [(12, 11), (12, 13), (12, 15), (14, 13)])
+@pytest.mark.parametrize("signed", [False, True])
+def test_unused_bits_are_cut_away(tmp_path: Path, bits: int, high: int, signed: bool) -> None:
+    values = stored_values(SHAPE).astype(np.int32) - (1074 if signed else 0)
+    shift = high + 1 - bits
+    cells = (values & ((1 << bits) - 1)) << shift
+    overlay = np.random.default_rng(1).integers(0, 2**16, SHAPE) & ~(((1 << bits) - 1) << shift)
+    cells = (cells | overlay).astype(np.uint16)
+    write_series(
+        tmp_path,
+        cells,
+        BitsStored=bits,
+        HighBit=high,
+        PixelRepresentation=int(signed),
+        RescaleIntercept=50 if signed else -1024,
+    )
+    np.testing.assert_array_equal(read_hu(read(tmp_path), WINDOW), crop(values + (50 if signed else -1024)))
+
+
+def test_sixteen_bit_values_do_not_overflow(tmp_path: Path) -> None:
+    values = stored_values(SHAPE).astype(np.int64) + 60_000
+    write_series(tmp_path, values.astype(np.uint16), BitsStored=16, HighBit=15, RescaleIntercept=-61_024)
+    np.testing.assert_array_equal(read_hu(read(tmp_path), WINDOW), crop(values - 61_024))
+
+
+def test_eight_bit_cells(tmp_path: Path) -> None:
+    values = stored_values(SHAPE)
+    bytes_only = (values >> 4).astype(np.uint8)
+    odd = bytes_only[:, :39, :47]  # an odd number of bytes is padded
+    write_series(tmp_path, odd, BitsAllocated=8, BitsStored=8, HighBit=7, RescaleSlope=16)  # type: ignore[arg-type]
+    expected = odd.astype(int) * 16 - 1024
+    np.testing.assert_array_equal(read_hu(read(tmp_path), WINDOW), crop(expected))
+
+
+# ---- only what is needed
+
+
+def test_only_the_windows_slices_are_opened(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, stored_values(SHAPE))
+    series = read(tmp_path)
+    paths[0].unlink()
+    paths[3].write_bytes(b"no longer DICOM")
+    assert read_hu(series, WINDOW).shape == WINDOW.shape
+    paths[1].unlink()
+    with pytest.raises(PixelDataError, match="slice 2 of 4"):
+        read_hu(series, WINDOW)
+
+
+def test_a_link_that_took_a_files_place_is_not_followed(tmp_path: Path) -> None:
+    paths = write_series(tmp_path / "study", stored_values(SHAPE))
+    series = read(tmp_path / "study")
+    paths[1].rename(tmp_path / "elsewhere")
+    paths[1].symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(PixelDataError, match="cannot be read"):
+        read_hu(series, WINDOW)
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE[:3], *COMPRESSED])
+@pytest.mark.parametrize("cut", [1, 12, 700])
+def test_truncated_pixels_are_15(tmp_path: Path, syntax: str, cut: int) -> None:
+    paths = write_series(tmp_path, stored_values(SHAPE), transfer_syntax=syntax)
+    raw = paths[2].read_bytes()
+    paths[2].write_bytes(raw[:-cut])
+    error = refused(tmp_path)
+    assert error.code == 15
+    assert "series 1, slice 3 of 4," in error.message
+    assert str(tmp_path) not in error.message + error.hint
+
+
+def test_truncated_deflated_pixels_are_15(tmp_path: Path) -> None:
+    paths = write_series(tmp_path, stored_values(SHAPE), transfer_syntax=DeflatedExplicitVRLittleEndian)
+    raw = paths[2].read_bytes()
+    paths[2].write_bytes(raw[:-100])
+    assert refused(tmp_path).code == 15
+
+
+@pytest.mark.parametrize(
+    ("key", "elements"),
+    [
+        ("rescale_invalid", {"RescaleSlope": 0}),
+        ("rescale_invalid", {"RescaleSlope": None}),
+        ("rescale_invalid", {"RescaleIntercept": None}),
+        ("rescale_invalid", {"RescaleSlope": "1e9"}),
+        ("pixel_format", {"BitsAllocated": 32}),
+        ("pixel_format", {"BitsStored": 17}),
+        ("pixel_format", {"BitsStored": 0}),
+        ("pixel_format", {"HighBit": 3}),
+        ("pixel_data_length", {"Rows": 39}),
+        ("pixel_data_length", {"Columns": 40}),
+        ("pixel_data_truncated", {"Rows": 41}),
+        ("pixel_limits", {"Columns": 4097}),
+        ("hu_implausible", {"RescaleIntercept": -3000}),
+        ("hu_implausible", {"RescaleSlope": 5}),
+        ("hu_implausible", {"PixelRepresentation": 1, "BitsStored": 11, "HighBit": 10}),
+    ],
+)
+def test_refusals(tmp_path: Path, key: str, elements: dict[str, Any]) -> None:
+    write_series(tmp_path, stored_values(SHAPE), **elements)
+    assert refused(tmp_path).key == key
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "1_0", "1,0", "", "0x1", "1\\1"])
+def test_slopes_that_are_no_numbers_are_refused(tmp_path: Path, value: str) -> None:
+    for path in write_series(tmp_path, stored_values(SHAPE), RescaleSlope="9.0000001"):
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(b"9.0000001 ", value.encode().ljust(10)))
+    assert refused(tmp_path).key == "rescale_invalid"
+
+
+def test_implausible_share_is_of_one_slice(tmp_path: Path) -> None:
+    """A little metal is accepted; more than 0.5 % of a slice is not."""
+    values = stored_values(SHAPE)
+    few, many = int(0.005 * 26 * 23), int(0.005 * 26 * 23) + 1
+    values[1, 5, 7 : 7 + few] = 4095
+    write_series(tmp_path / "few", values, RescaleIntercept=0, RescaleSlope=1, BitsStored=16, HighBit=15)
+    read_hu(read(tmp_path / "few"), WINDOW)
+    values[1, 5, 7 : 7 + many] = 4095
+    write_series(tmp_path / "many", values, RescaleIntercept=0, RescaleSlope=1, BitsStored=16, HighBit=15)
+    assert "slice 2 of 4" in refused(tmp_path / "many").message
+
+
+@pytest.mark.parametrize("number", ["1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.53"])
+def test_unsupported_syntaxes_are_named(tmp_path: Path, number: str) -> None:
+    for path in write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless):
+        raw = path.read_bytes()
+        path.write_bytes(raw.replace(JPEGLSLossless.encode(), number.encode()))
+    error = refused(tmp_path)
+    assert error.key == "transfer_syntax_unsupported"
+    assert number in error.message
+
+
+def test_a_window_beyond_memory_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, stored_values(SHAPE))
+    huge = VoxelWindow(slice(0, 4), slice(0, 40_000), slice(0, 40_000))
+    assert refused(tmp_path, huge).key == "pixel_limits"
+
+
+# ---- hostile compression
+
+
+def test_a_codestream_larger_than_the_header_never_reaches_the_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEG2000Lossless):
+        raw = bytearray(path.read_bytes())
+        start = raw.index(b"\xff\x4f\xff\x51")
+        struct.pack_into(">II", raw, start + 8, 12_000, 12_000)
+        path.write_bytes(bytes(raw))
+    monkeypatch.setattr(stored_values_module, "decode", lambda *_: pytest.fail("the decoder was called"))
+    assert "contradicts" in refused(tmp_path).message
+
+
+@pytest.mark.parametrize("syntax", [JPEGLosslessSV1, JPEGLSLossless, JPEG2000Lossless])
+def test_a_codestream_without_end_never_reaches_the_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, syntax: str
+) -> None:
+    """CharLS takes seconds over such a frame of a few bytes."""
+    for path in write_series(tmp_path, stored_values(SHAPE), transfer_syntax=syntax):
+        raw = path.read_bytes()
+        end = raw.rindex(b"\xff\xd9")
+        path.write_bytes(raw[:end] + b"\xff\x00" + raw[end + 2 :])
+    monkeypatch.setattr(stored_values_module, "decode", lambda *_: pytest.fail("the decoder was called"))
+    assert "no end" in refused(tmp_path).message
+
+
+@pytest.mark.parametrize("raised", [ValueError, MemoryError, BaseException, RecursionError])
+def test_whatever_a_decoder_raises_is_15(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+) -> None:
+    """A panic in Rust code is a BaseException."""
+
+    def explode(*_: object) -> NDArray[np.uint16]:
+        raise raised("MARKER")
+
+    monkeypatch.setitem(decoders.DECODERS, JPEGLSLossless, decoders.Decoder("pyjpegls", JPEG_LS_FRAME, explode))
+    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    error = refused(tmp_path)
+    assert error.key == "pixel_data_undecodable"
+    assert "MARKER" not in error.message + error.hint
+
+
+def test_interruption_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> NDArray[np.uint16]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(decoders.DECODERS, JPEGLSLossless, decoders.Decoder("pyjpegls", JPEG_LS_FRAME, interrupted))
+    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    with pytest.raises(KeyboardInterrupt):
+        read_hu(read(tmp_path), WINDOW)
+
+
+def test_a_missing_decoder_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "jpeg_ls", None)
+    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    with pytest.raises(EnvironmentFault, match="pyjpegls"):
+        read_hu(read(tmp_path), WINDOW)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(syntax=st.sampled_from([RLELossless, JPEGLSLossless, JPEG2000Lossless]), data=st.data())
+def test_flipped_bytes_give_voxels_or_15(
+    tmp_path_factory: pytest.TempPathFactory, syntax: str, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.mktemp("mutant")
+    (path, _) = write_series(folder, stored_values((2, 40, 48)), transfer_syntax=syntax)
+    raw = bytearray(path.read_bytes())
+    start = raw.index(b"\xe0\x7f\x10\x00")
+    for _ in range(data.draw(st.integers(1, 4))):
+        raw[data.draw(st.integers(start + 12, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(bytes(raw))
+    try:
+        hu = read_hu(read(folder), VoxelWindow(slice(0, 2), slice(0, 40), slice(0, 48)))
+    except PixelDataError:
+        return
+    assert hu.min() >= -1024
+    assert hu.max() <= 3071
+
+
+# ---- codestreams
+
+
+@pytest.mark.parametrize(("syntax", "precision"), [(JPEGLosslessSV1, 16), (JPEGLSLossless, 12), (JPEG2000Lossless, 12)])
+def test_codestream_claims(tmp_path: Path, syntax: str, precision: int) -> None:
+    (path, _) = write_series(tmp_path, stored_values((2, 40, 48)), transfer_syntax=syntax)
+    value = pydicom.dcmread(path).PixelData
+    claim = codestream_of(single_frame(value + SEQUENCE_END))
+    assert (claim.rows, claim.columns, claim.components, claim.precision) == (40, 48, 1, precision)
+
+
+def test_fragments_are_joined() -> None:
+    item = b"\xfe\xff\x00\xe0"
+    parts = [b"", b"abcd", b"ef"]
+    value = b"".join(item + struct.pack("<I", len(part)) + part for part in parts)
+    whole = value + SEQUENCE_END
+    assert single_frame(whole + b"trailing") == b"abcdef"
+    for cut in range(len(whole)):
+        with pytest.raises(CodestreamError):
+            single_frame(whole[:cut])
+
+
+@given(st.binary(max_size=200))
+def test_garbage_codestreams_are_refused(garbage: bytes) -> None:
+    for start in (b"", b"\xff\xd8", b"\xff\x4f\xff\x51", b"\xff\xd8\xff"):
+        try:
+            codestream_of(start + garbage + b"\xff\xd9")
+        except CodestreamError as error:
+            assert str(error)  # noqa: PT017
