@@ -1,7 +1,7 @@
 """Which program computes the network: the interface of a backend, and the choice of one with its reason.
 
 Each backend is a flat module with a table `REQUIREMENTS`, `is_available()` and one function `load_backend()`. This
-version has one, onnxruntime; the contract's other names are known and refused with the reason.
+version has onnxruntime and openvino; the contract's other names are known and refused with the reason.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.cpu import int8_instructions
 from fourphase.runtime.cuda import Probe, probe
 from fourphase.runtime.errors import EnvironmentFault, FourphaseError, GPUUnavailable, ModelIncompatible, UsageError
 
@@ -26,7 +27,9 @@ Floats = NDArray[np.float32]
 #: Every name --backend takes.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
 #: The backends that are built, name -> module.
-_MODULES = MappingProxyType({"onnxruntime": "fourphase.runtime.onnxruntime_backend"})
+_MODULES = MappingProxyType(
+    {"onnxruntime": "fourphase.runtime.onnxruntime_backend", "openvino": "fourphase.runtime.openvino_backend"}
+)
 _NEEDS_GPU = ("tensorrt", "tensorrt-rtx")
 
 
@@ -93,7 +96,7 @@ def choose_backend(
             raise UsageError(
                 f"unknown backend {given!r}", f"choose one of {', '.join(BACKENDS)}", key="backend_unknown"
             )
-    chosen, reason = ("onnxruntime", _why_cpu(probe())) if name == "auto" else (name, "asked for")
+    chosen, reason = _choose(bundle, precision) if name == "auto" else (name, "asked for")
     if require not in (None, "auto", chosen):
         raise GPUUnavailable(
             f"backend {require} is required, but {chosen} would be used ({reason})",
@@ -104,17 +107,35 @@ def choose_backend(
     return Choice(module.load_backend(bundle, _precision(bundle, module, precision)), reason)
 
 
+def _choose(bundle: Bundle, precision: str | None) -> tuple[str, str]:
+    """What "auto" takes, and why.
+
+    OpenVINO where its INT8 pays: an int8 model, and a CPU with instructions for it. In FP32 the two are equally fast.
+    """
+    why_cpu = _why_cpu(probe())
+    instructions = int8_instructions()
+    if "int8" not in bundle.models or precision not in (None, "int8") or instructions is None:
+        return "onnxruntime", why_cpu
+    if not _module("openvino").is_available():
+        return "onnxruntime", f"{why_cpu}; openvino, which would run the int8 model on {instructions}, is not installed"
+    return "openvino", f"{why_cpu}; OpenVINO runs the bundle's int8 model on this CPU's {instructions}"
+
+
 def _why_cpu(found: Probe) -> str:
     if found.device is None:
         return found.reason
     return f"a CUDA device is present ({found.device.name}), but this version has no GPU backend"
 
 
+def _module(name: str) -> _Module:
+    return cast(_Module, importlib.import_module(_MODULES[name]))
+
+
 def _usable(name: str) -> _Module:
     """The module of a backend that can run here."""
     if name not in _MODULES:
         raise _not_built(name, probe())
-    module = cast(_Module, importlib.import_module(_MODULES[name]))
+    module = _module(name)
     if not module.is_available():
         raise EnvironmentFault(
             f"backend {name} needs {' and '.join(module.REQUIREMENTS)}, which cannot be found",

@@ -33,6 +33,7 @@ _EXTRAS = {
 
 _quiet = False
 _errors_as_json = False
+_bar_shown = False
 
 
 def be_quiet(quiet: bool) -> None:
@@ -51,10 +52,13 @@ def say_errors_as_json(enabled: bool) -> None:
 def progress(description: str, total: int | None) -> Iterator[Advance]:
     """A progress bar on stderr (a spinner if `total` is None); yields a function that advances it.
 
+    Within another one's context nothing is shown: the outer bar stands for the whole.
+
     >>> with progress("reading", 3) as advance:
     ...     advance(1)
     """
-    if _quiet or not sys.stderr.isatty():
+    global _bar_shown
+    if _quiet or _bar_shown or not sys.stderr.isatty():
         yield lambda steps: None
         return
     from rich.console import Console
@@ -65,7 +69,11 @@ def progress(description: str, total: int | None) -> Iterator[Advance]:
     console = Console(stderr=True)
     with Progress(*columns, *counted, TimeElapsedColumn(), console=console, transient=True) as bar:
         task = bar.add_task(description, total=total)
-        yield lambda steps: bar.advance(task, steps)
+        _bar_shown = True
+        try:
+            yield lambda steps: bar.advance(task, steps)
+        finally:
+            _bar_shown = False
 
 
 def note(text: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from fourphase.runtime.backends import Outputs
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.errors import (
-    EnvironmentFault,
-    FourphaseError,
-    GPUUnavailable,
-    ModelIncompatible,
-    PixelDataError,
-    SelfCheckFailed,
+from fourphase.runtime.errors import EnvironmentFault, ModelIncompatible
+from fourphase.runtime.inference_checks import (
+    Tensor,
+    check_input,
+    check_interface,
+    checked_outputs,
+    first_line,
+    run_failed,
 )
 
 __all__ = ["PRECISIONS", "REQUIREMENTS", "OnnxRuntimeBackend", "is_available", "load_backend"]
@@ -34,6 +35,7 @@ REQUIREMENTS = ("onnxruntime>=1.20",)
 PRECISIONS = ("fp32", "fp16", "int8")
 #: Messages of severity below 4 (fatal) would repeat on stderr what the exception says.
 _QUIET = 4
+_TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,35 +53,12 @@ class OnnxRuntimeBackend:
         Raises: ModelIncompatible for another type or shape, PixelDataError for a non-finite input, SelfCheckFailed
             for a non-finite output, GPUUnavailable (code 22, out of memory) if memory does not suffice.
         """
-        self._check_input(study)
+        check_input(study, self.input_shape)
         try:
             logits, phase_logits = self.session.run(["logits", "phase_logits"], {"study": study})
         except Exception as error:  # the package's exceptions share no base class
-            raise _run_failed(error) from error
-        # A copy, and float32 also where the graph's outputs are FP16.
-        outputs = Outputs(np.array(logits, dtype=np.float32), np.array(phase_logits, dtype=np.float32))
-        if not (np.isfinite(outputs.logits).all() and np.isfinite(outputs.phase_logits).all()):
-            raise SelfCheckFailed(
-                "the network's output is not finite",
-                "do not use this bundle; build it again and compare it with fp-export verify",
-                key="output_not_finite",
-            )
-        return outputs
-
-    def _check_input(self, study: Floats) -> None:
-        if study.dtype != np.float32 or study.ndim != 6 or study.shape[1:] != self.input_shape or not len(study):
-            raise ModelIncompatible(
-                f"the model takes float32 (studies, {_shape(self.input_shape)}),"
-                f" not {study.dtype} ({_shape(study.shape)})",
-                "prepare the study with the preprocessing of this bundle",
-                key="input_shape",
-            )
-        if not np.isfinite(study).all():
-            raise PixelDataError(
-                "the prepared study holds values that are not finite",
-                "export the study again from the archive; its pixel values or rescale tags are damaged",
-                key="input_not_finite",
-            )
+            raise run_failed(error, "ONNX Runtime") from error
+        return checked_outputs(logits, phase_logits)
 
 
 def is_available() -> bool:
@@ -106,11 +85,11 @@ def load_backend(bundle: Bundle, precision: str) -> OnnxRuntimeBackend:
         session = onnxruntime.InferenceSession(model, _options(onnxruntime), providers=["CPUExecutionProvider"])
     except Exception as error:  # the package's exceptions share no base class
         raise ModelIncompatible(
-            f"ONNX Runtime {onnxruntime.__version__} cannot load the {precision} model: {_first_line(error)}",
+            f"ONNX Runtime {onnxruntime.__version__} cannot load the {precision} model: {first_line(error)}",
             "update onnxruntime, or build the bundle again with fp-export build-engine",
             key="model_not_loadable",
         ) from error
-    _check_interface(session, bundle)
+    check_interface(_tensors(session.get_inputs()), _tensors(session.get_outputs()), bundle)
     return OnnxRuntimeBackend(session, precision, bundle.input_shape)
 
 
@@ -123,56 +102,12 @@ def _options(onnxruntime: Any) -> Any:
     return options
 
 
-def _check_interface(session: Any, bundle: Bundle) -> None:
-    """Names, element types and every static size against the manifest; the batch must be dynamic."""
-    phases, classes = len(bundle.phases), len(bundle.classes)
-    expected_inputs = {"study": bundle.input_shape}
-    expected_outputs = {"logits": (classes,), "phase_logits": (phases, classes)}
-    _check_tensors("inputs", session.get_inputs(), expected_inputs, ("tensor(float)",))
-    _check_tensors("outputs", session.get_outputs(), expected_outputs, ("tensor(float)", "tensor(float16)"))
+def _tensors(found: Sequence[Any]) -> list[Tensor]:
+    return [
+        Tensor(tensor.name, _TYPES.get(tensor.type, tensor.type), tuple(_size(size) for size in tensor.shape))
+        for tensor in found
+    ]
 
 
-def _check_tensors(
-    kind: str, found: Sequence[Any], expected: Mapping[str, tuple[int, ...]], types: tuple[str, ...]
-) -> None:
-    if sorted(tensor.name for tensor in found) != sorted(expected):
-        raise _interface_error(
-            f"the model's {kind} are {', '.join(tensor.name for tensor in found)}, not {', '.join(expected)}"
-        )
-    for tensor in found:
-        batch, *sizes = tensor.shape or [0]
-        sizes_fit = len(sizes) == len(expected[tensor.name]) and all(
-            size == wanted for size, wanted in zip(sizes, expected[tensor.name], strict=True) if isinstance(size, int)
-        )
-        if tensor.type not in types or isinstance(batch, int) or not sizes_fit:
-            raise _interface_error(
-                f"the model's {tensor.name} is {tensor.type} ({_shape(tensor.shape)}),"
-                f" the manifest implies {types[0]} (batch, {_shape(expected[tensor.name])})"
-            )
-
-
-def _interface_error(cause: str) -> ModelIncompatible:
-    return ModelIncompatible(cause, "build the bundle again with fp-export build-engine", key="model_interface")
-
-
-def _run_failed(error: Exception) -> FourphaseError:
-    text = str(error).lower()
-    if isinstance(error, MemoryError) or "alloc" in text:
-        return GPUUnavailable(
-            "memory does not suffice to run the network",
-            "close other programs, or use a machine with more memory",
-            key="out_of_memory",
-        )
-    return ModelIncompatible(
-        f"ONNX Runtime could not run the network: {_first_line(error)}",
-        "update onnxruntime, or build the bundle again with fp-export build-engine",
-        key="model_not_runnable",
-    )
-
-
-def _shape(sizes: Sequence[object]) -> str:
-    return ", ".join(map(str, sizes))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _size(size: int | str | None) -> int | None:
+    return size if isinstance(size, int) else None
