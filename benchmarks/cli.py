@@ -1,0 +1,214 @@
+"""`fp-bench`: phantom studies, a small trained network, and benchmarks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fourphase.benchmarks import gpu_check
+from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
+from fourphase.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from fourphase.benchmarks.preprocess_bench import Comparison
+    from fourphase.benchmarks.training import TrainingPlan, TrainingResult
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app.add_typer(gpu_check.app, name="gpu-check", help="Everything that needs a GPU, checked and measured by one command.")
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
+
+
+@app.command()
+def phantom(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the studies, one subfolder each.")],
+    kind: Annotated[str | None, typer.Option(help="HCC or ICC; default: both in turn.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the first study; the next ones count up.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many studies.")] = 1,
+    difficulty: Annotated[float, typer.Option(min=0, max=1, help="0: plain to see; 1: hardly to be told apart.")] = 0.3,
+    matrix: Annotated[
+        int | None, typer.Option(help="Rows and columns; default: as the phantom's protocol has it.")
+    ] = None,
+    slices: Annotated[int | None, typer.Option(help="Slices per phase; default: as the lesion needs.")] = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Write synthetic four-phase liver studies as DICOM, each with lesion box, mask and truth.
+
+    Example: fp-bench phantom -o studies --kind HCC --seed 1 --count 3
+    """
+    _set_up(json_output, quiet)
+    from fourphase.benchmarks.phantom import BOX_PHASE, KINDS, PHASES, make_phantom
+    from fourphase.benchmarks.phantom_dicom import check_new, write_study
+    from fourphase.benchmarks.scan import make_scans
+
+    kinds = KINDS if kind is None else (kind,)
+    wanted = [make_phantom(kinds[i % len(kinds)], seed + i, difficulty) for i in range(count)]
+    folders = [output / f"{made.kind.lower()}-{made.seed:04d}" for made in wanted]
+    for folder in folders:
+        check_new(folder)
+    files = sum(len(PHASES) * make_scans(made, matrix, slices)[BOX_PHASE].shape[0] for made in wanted)
+    with progress(f"writing {count} phantom {'study' if count == 1 else 'studies'}", files) as advance:
+        written = [
+            write_study(folder, made, matrix, slices, advance) for folder, made in zip(folders, wanted, strict=True)
+        ]
+    if json_output:
+        rows = [{"folder": str(study.folder), "kind": study.kind, "seed": study.seed} for study in written]
+        print(json.dumps({"schema": "fourphase.phantoms/1", "studies": rows}, indent=1))
+        return
+    for study in written:
+        depth, rows_, columns = study.shape
+        spacing = " x ".join(f"{value:.2f}" for value in study.spacing_mm)
+        size = (
+            f"{len(PHASES)} x {depth} slices of {rows_} x {columns}, {spacing} mm, {study.bytes_written / 1e6:.0f} MB"
+        )
+        print(f"{study.folder}: {study.kind}, {size}; series {', '.join(study.descriptions)}")
+
+
+@app.command("phantom-checkpoint")
+def phantom_checkpoint(
+    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors to write.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same file on the same machine.")] = 0,
+    studies: Annotated[int | None, typer.Option(min=8, help="Phantoms to train on; default: 2400.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Channels of the stem; default: 8.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer phantoms: two minutes on two cores.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Draw loss and ROC curve into FILE.png (extra [report]).")] = None,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a small network on phantoms in a few CPU minutes, so that everything can be tried.
+
+    It has seen nothing but formulas and says nothing about patients.
+
+    Example: fp-bench phantom-checkpoint -o model.safetensors
+    """
+    _set_up(json_output, quiet)
+    if output.suffix != ".safetensors":
+        raise UsageError(f"{output.name} is not a .safetensors file", "name it MODEL.safetensors", key="suffix")
+    from dataclasses import replace
+
+    from fourphase.benchmarks.training import FULL, QUICK, write_checkpoint
+
+    plan = QUICK if quick else FULL
+    plan = replace(plan, studies=studies or plan.studies, width=width or plan.width)
+    result = _train(plan, seed, quiet)
+    write_checkpoint(output, result)
+    if plot is not None:
+        from fourphase.benchmarks.training_plot import plot_training
+
+        plot_training(result, plot)
+    count = len(result.scores)
+    if json_output:
+        body = {"auc": result.auc, "right": result.right, "count": count, "seconds": result.seconds, "seed": seed}
+        print(json.dumps({"schema": "fourphase.phantom-checkpoint/1", **body}))
+        return
+    print(f"AUC {result.auc:.3f} on {count} unseen phantoms, {result.right} of them right; {result.seconds:.0f} s")
+    print(f"wrote {output} (width {result.plan.width}, seed {seed}; trained on synthetic phantoms only)")
+
+
+@app.command()
+def preprocess(
+    study: Annotated[Path | None, typer.Argument(help="A study folder; default: a phantom of 4 x 250 slices.")] = None,
+    box: Annotated[Path | None, typer.Option(help="The study's lesion box, JSON.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each pipeline.")] = 3,
+    json_output: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure scan, read and preprocess beside a whole-volume SimpleITK pipeline, in turns, in one run.
+
+    Example: fp-bench preprocess
+    """
+    _set_up(json_output, quiet)
+    if (study is None) != (box is None):
+        raise UsageError(
+            "a study and its box belong together", "give both STUDY and --box, or neither", key="box_missing"
+        )
+    import tempfile
+
+    from fourphase.benchmarks.preprocess_bench import compare_pipelines
+
+    if study is not None and box is not None:
+        comparison = compare_pipelines(study, box, repeats)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            written = _large_phantom(Path(folder) / "study")
+            comparison = compare_pipelines(written / "dicom", written / "lesion_box.json", repeats)
+    if not json_output:
+        _print_comparison(comparison)
+    print(json.dumps(comparison.to_dict()))
+
+
+def main() -> None:
+    """Entry point of `fp-bench`."""
+    run_app(app, "fp-bench")
+
+
+def _set_up(json_output: bool, quiet: bool) -> None:
+    be_quiet(quiet)
+    say_errors_as_json(json_output)
+
+
+def _train(plan: TrainingPlan, seed: int, quiet: bool) -> TrainingResult:
+    """Trains with one progress bar per stage, the loss beside it."""
+    import sys
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from fourphase.benchmarks.training import train
+
+    hidden = quiet or not sys.stderr.isatty()
+    if hidden:
+        note(f"training on {plan.studies} phantoms, then measuring on {plan.validation} others; this takes minutes")
+    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    loss_column = TextColumn("{task.fields[loss]}")
+    with Progress(*columns, loss_column, TimeElapsedColumn(), console=Console(stderr=True), disable=hidden) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, step: int, steps: int, loss: float | None) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=steps, loss="")
+            bars.update(tasks[stage], completed=step, loss="" if loss is None else f"loss {loss:.2f}")
+
+        return train(plan, seed, report)
+
+
+def _large_phantom(folder: Path) -> Path:
+    from fourphase.benchmarks.phantom import make_phantom
+    from fourphase.benchmarks.phantom_dicom import write_study
+
+    note("writing a phantom study of 4 x 250 slices of 512 x 512")
+    with progress("writing", 4 * 250) as advance:
+        return write_study(folder, make_phantom("HCC", 1), 512, 250, advance).folder
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("pipeline", "seconds", "fastest - slowest", "peak MB", "scan", "read", "preprocess")
+    for name, seconds in comparison.seconds.items():
+        fastest, slowest = comparison.spread[name]
+        shares = [f"{share:.0%}" for share in comparison.shares[name].values()]
+        table.add_row(
+            name, f"{seconds:.2f}", f"{fastest:.2f} - {slowest:.2f}", f"{comparison.peak_mb[name]:.0f}", *shares
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"{comparison.slices} slices, {comparison.repeats} runs each in turns, files in the page cache, imports "
+        f"({', '.join(f'{seconds:.1f} s' for seconds in comparison.import_seconds.values())}) not counted: "
+        f"{comparison.ratio:.1f} times faster; inputs differ by at most {comparison.max_difference:.1e}"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Steps that cannot take each other down: each runs in a process of its own, for a limited time.
+
+A step that raises, crashes (a native library, a poisoned CUDA context) or runs out of time leaves a record with the
+full text of what happened and whatever it had saved; the next step starts afresh. What the steps do is not known here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fourphase.runtime.atomic import write_file
+from fourphase.runtime.errors import FourphaseError
+
+__all__ = ["Outcome", "Save", "Step", "error_record", "run_step", "run_steps"]
+
+#: Called by a step with what it has so far: kept if the step does not come to its end.
+Save = Callable[[Mapping[str, Any]], None]
+#: Characters of a step's stdout and stderr that are kept if it did not go well.
+_OUTPUT_KEPT = 6000
+_WENT_WRONG = ("failed", "crashed", "timeout")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a step ended.
+
+    Attributes:
+        status: "ok", "failed" or "skipped" by the step itself; "crashed" or "timeout" by its end.
+        reason: one sentence, "" for ok.
+        result: JSON types only.
+    """
+
+    status: str
+    reason: str = ""
+    result: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A function to run in a process of its own.
+
+    Attributes:
+        function: "package.module:name"; called as name(save=..., **arguments), returns an Outcome.
+        arguments: JSON types only.
+        needs: name of a step that must have gone well for this one to be possible.
+        instead_of: name of a step that must have gone wrong for this one to be of use.
+    """
+
+    name: str
+    function: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    needs: str | None = None
+    instead_of: str | None = None
+
+
+def run_steps(steps: Iterable[Step], budget_s: float, ended: Callable[[str, dict[str, Any]], None]) -> None:
+    """Runs steps in order, each for at most `budget_s`, and tells `ended` the name and record of each.
+
+    A `needs` or `instead_of` that names no step of these is not looked at.
+    """
+    statuses: dict[str, str] = {}
+    for step in steps:
+        reason = _not_run(step, statuses)
+        record = _skipped(reason) if reason else run_step(step, budget_s)
+        statuses[step.name] = record["status"]
+        ended(step.name, record)
+
+
+def _not_run(step: Step, statuses: Mapping[str, str]) -> str:
+    """Why a step is not run, "" if it is."""
+    if statuses.get(step.needs or "", "ok") != "ok":
+        return f"not possible: {step.needs} is {statuses[step.needs or '']}"
+    if statuses.get(step.instead_of or "", "failed") not in _WENT_WRONG:
+        return f"not needed: {step.instead_of} is {statuses[step.instead_of or '']}"
+    return ""
+
+
+def _skipped(reason: str) -> dict[str, Any]:
+    """The record of a step that was not run."""
+    return {"status": "skipped", "reason": reason, "seconds": 0.0, "result": {}, "error": None, "output_tail": ""}
+
+
+def run_step(step: Step, budget_s: float) -> dict[str, Any]:
+    """Runs one step; never raises for what happens inside it.
+
+    Returns: status, reason, seconds, result, error (type, message, traceback or None) and, unless ok or skipped, the
+        end of what the step printed.
+    """
+    with tempfile.TemporaryDirectory(prefix="fourphase-step-") as folder:
+        record_path, output_path = Path(folder, "record.json"), Path(folder, "output.txt")
+        command = [sys.executable, "-X", "faulthandler", "-m", __name__, str(record_path), step.function]
+        started = time.monotonic()
+        with output_path.open("wb") as output:
+            code = _run_in_group([*command, json.dumps(dict(step.arguments))], output.fileno(), budget_s)
+        seconds = time.monotonic() - started
+        left = json.loads(record_path.read_bytes()) if record_path.exists() else {"result": {}, "error": None}
+        text = output_path.read_bytes().decode(errors="replace")
+    if "status" not in left:
+        left |= _unfinished(code, budget_s)
+    kept = "" if left["status"] in ("ok", "skipped") else text[-_OUTPUT_KEPT:]
+    return {
+        **{name: left[name] for name in ("status", "reason")},
+        "seconds": round(seconds, 2),
+        **{name: left[name] for name in ("result", "error")},
+        "output_tail": kept,
+    }
+
+
+def _run_in_group(command: list[str], output: int, budget_s: float) -> int | None:
+    """Runs a command as the head of a process group, which is killed as a whole; None if it ran out of time."""
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        return process.wait(timeout=budget_s)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        # Also what it left behind (compile workers), and also when we are interrupted.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _unfinished(code: int | None, budget_s: float) -> dict[str, str]:
+    if code is None:
+        return {"status": "timeout", "reason": f"stopped after {budget_s:g} s; the result is what it had by then"}
+    if code < 0:
+        return {"status": "crashed", "reason": f"ended by {signal.Signals(-code).name}"}
+    return {"status": "crashed", "reason": f"ended with exit code {code} and no record"}
+
+
+def error_record(error: BaseException) -> dict[str, Any]:
+    """The full text of an error, with cause and cure where it is one of ours."""
+    record: dict[str, Any] = {
+        "type": type(error).__name__,
+        "message": str(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    return {**record, **error.to_dict()} if isinstance(error, FourphaseError) else record
+
+
+def _child(record_path: Path, function: str, arguments: Mapping[str, Any]) -> None:
+    """The step's process: calls the function and leaves its record."""
+
+    def save(record: Mapping[str, Any]) -> None:
+        write_file(record_path, json.dumps(record, allow_nan=False).encode())
+
+    module, _, name = function.partition(":")
+    latest: Mapping[str, Any] = {}
+
+    def save_result(result: Mapping[str, Any]) -> None:
+        nonlocal latest
+        latest = result
+        save({"result": result, "error": None})
+
+    try:
+        outcome: Outcome = getattr(importlib.import_module(module), name)(save=save_result, **arguments)
+        save({**asdict(outcome), "error": None})
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        save({"status": "failed", "reason": reason, "result": latest, "error": error_record(error)})
+
+
+if __name__ == "__main__":
+    _child(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))
