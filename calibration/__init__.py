@@ -1,1 +1,1 @@
-"""Calibration set -> scales -> typed ONNX. Nothing here yet: this version builds FP32 only."""
+"""Calibration set -> scales -> Q/DQ and FP16-typed ONNX, judged against one FP32 baseline. No command uses it yet."""

@@ -26,11 +26,13 @@ _PATTERNS = (
     (re.compile(r"heads\.(\w+)"), "phase_head/{0}"),
     (re.compile(r"spm\.(conv1d|gru|head)"), "{0}"),
 )
+#: Nodes outside every block's module that belong to one: the channel-refined map is made for the spatial gate alone.
+_AROUND = ((re.compile(r"trunks\.(\w+)\.gates\.(\d)"), "gate{1}.spatial/{0}"),)
 
 
-def block_name(path: str) -> str | None:
+def block_name(path: str, patterns: tuple[tuple[re.Pattern[str], str], ...] = _PATTERNS) -> str | None:
     """The block of a module path such as `trunks.NC.stages.1`; None if the module is not a block by itself."""
-    for pattern, name in _PATTERNS:
+    for pattern, name in patterns:
         match = pattern.fullmatch(path)
         if match:
             return name.format(*match.groups()).removesuffix(f"/{SHARED}")
@@ -43,7 +45,7 @@ def block_of_scopes(scopes: list[str]) -> str:
     What lies outside every block: the pooling and joining of features, and the final mix of the two logits.
     """
     for scope in reversed(scopes):
-        name = block_name(scope)
+        name = block_name(scope) or block_name(scope, _AROUND)
         if name is not None:
             return name
     return "features" if any(scope == "spm" for scope in scopes) else "body"

@@ -17,13 +17,14 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fourphase.calibration.blocks import node_blocks
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, OnnxModel, check_target, write_bundle
 from fourphase.engine.flavour import Target, choose_target
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.golden import golden_codes, golden_outputs
 from fourphase.export.guards import check_graph, require_clean
-from fourphase.export.onnx_export import node_blocks, onnx_from_network
+from fourphase.export.onnx_export import onnx_from_network
 from fourphase.export.parity import ParityReport, measure_parity, require_parity
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress

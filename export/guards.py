@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import onnx
 
+from fourphase.calibration.blocks import node_blocks
 from fourphase.export.config import NetworkConfig
-from fourphase.export.onnx_export import INPUT, OUTPUTS, node_blocks
+from fourphase.export.onnx_export import INPUT, OUTPUTS
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import ParityFailed
 

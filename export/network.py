@@ -206,7 +206,10 @@ class FourPhaseNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, study: Tensor) -> tuple[Tensor, Tensor]:
-        features = self._features(study)
+        return self.predict(self.features(study))
+
+    def predict(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, P, T, F) of all slices -> logits (B, K), phase_logits (B, P, K)."""
         # The head is linear, so the mean over slices may come first.
         means = features.mean(dim=2)
         heads = [head(means[:, p]) for p, head in enumerate(self.heads.values())]
@@ -217,7 +220,7 @@ class FourPhaseNet(nn.Module):
         share = self.config.lambda_aux
         return (1 - share) * self.spm(features) + share * auxiliary, phase_logits
 
-    def _features(self, study: Tensor) -> Tensor:
+    def features(self, study: Tensor) -> Tensor:
         """(B, P, T, 3, H, W) -> (B, P, T, F): every slice on its own, but for the exchange between phases."""
         phases, slices = study.shape[1], study.shape[2]
         image = study.shape[3:]

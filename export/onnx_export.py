@@ -20,21 +20,19 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
 
+from fourphase.calibration.blocks import BLOCK_KEY, BLOCKS_KEY
 from fourphase.export.blocks import TappedNetwork, block_of_scopes
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.pass_static_gru import make_gru_static
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import EnvironmentFault, ExportRefused
 
-__all__ = ["BLOCKS_KEY", "BLOCK_KEY", "INPUT", "OPSET", "OUTPUTS", "block_names", "node_blocks", "onnx_from_network"]
+__all__ = ["INPUT", "OPSET", "OUTPUTS", "onnx_from_network"]
 
 INPUT = "study"
 OUTPUTS = ("logits", "phase_logits")
 #: Q/DQ with FP16 scales needs 19; TensorRT 10.3 reads up to 20.
 OPSET = 20
-#: Metadata: of the model, the names of its blocks' values; of a node, the block it belongs to.
-BLOCKS_KEY = "fourphase.blocks"
-BLOCK_KEY = "fourphase.block"
 _ONNXSCRIPT_FLOOR = (0, 7, 1)
 #: A batch of 1 would be baked in as a constant, even with a dynamic axis.
 _EXAMPLE_BATCH = 2
@@ -72,21 +70,6 @@ def onnx_from_network(network: FourPhaseNet, preprocessing: PreprocessingConfig)
             ) from error
     assert program is not None
     return _shipped(program.model, tapped.names)
-
-
-def block_names(model: onnx.ModelProto) -> tuple[str, ...]:
-    """The values that are blocks' outputs, in the order of the graph; empty for a graph that is not ours."""
-    for entry in model.metadata_props:
-        if entry.key == BLOCKS_KEY:
-            return tuple(json.loads(entry.value))
-    return ()
-
-
-def node_blocks(model: onnx.ModelProto) -> dict[str, str]:
-    """Node name -> block name."""
-    return {
-        node.name: entry.value for node in model.graph.node for entry in node.metadata_props if entry.key == BLOCK_KEY
-    }
 
 
 def _require_onnxscript() -> None:

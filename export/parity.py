@@ -6,7 +6,7 @@ the same graph with its blocks marked as outputs is run once to find the place w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from fourphase.calibration.blocks import block_names, with_outputs
 from fourphase.export.blocks import record_blocks
 from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import INPUT, OUTPUTS, block_names
+from fourphase.export.onnx_export import INPUT, OUTPUTS
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import ParityFailed
 
@@ -134,14 +135,6 @@ def compare(block: str, reference: Array, value: Array, batch: int, rtol: float)
     scale = max(float(np.abs(reference).max()), _SMALLEST_SCALE)
     passed = bool(np.isfinite(value).all()) and max_abs <= rtol * scale
     return BlockParity(block, batch, max_abs, max_abs / scale, rtol, passed)
-
-
-def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy of the graph with further values marked as outputs (float, shape left open)."""
-    marked = onnx.ModelProto()
-    marked.CopyFrom(model)
-    marked.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
-    return marked
 
 
 def run_onnx(model: onnx.ModelProto, studies: Array) -> Outputs:

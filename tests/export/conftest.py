@@ -1,4 +1,4 @@
-"""One exported small network for the whole session: the exporter takes some ten seconds whatever the size."""
+"""The small network and its exported graph."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import onnx
 import pytest
 
 from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import onnx_from_network
-from tests.support.networks import SMALL, small_network
+from tests.support.networks import exported_small, small_network
 
 
 @pytest.fixture(scope="session")
@@ -18,8 +17,8 @@ def network() -> FourPhaseNet:
 
 
 @pytest.fixture(scope="session")
-def exported(network: FourPhaseNet) -> bytes:
-    return bytes(onnx_from_network(network, SMALL).SerializeToString())
+def exported() -> bytes:
+    return exported_small()
 
 
 @pytest.fixture

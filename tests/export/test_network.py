@@ -33,7 +33,7 @@ def test_arithmetic_per_study_is_152_gmac() -> None:
         study = torch.zeros(1, 4, 64, 3, 128, 128)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         # The meta device has no GRU kernel; its 0.04 GMAC are added by hand.
-        trunk_and_heads = network._features(study)
+        trunk_and_heads = network.features(study)
         assert network.spm is not None
         network.spm.conv1d(trunk_and_heads.permute(0, 1, 3, 2).reshape(1, 2048, 64))
     gru = 64 * 3 * 256 * (512 + 256)
@@ -100,7 +100,7 @@ def test_one_shared_trunk_equals_four_trunks_with_the_same_weights() -> None:
 def test_mean_then_head_equals_head_then_mean() -> None:
     network = small_network()
     study = torch.from_numpy(random_study(2))
-    features = network._features(study)
+    features = network.features(study)
     per_slice = torch.stack([head(features[:, p]) for p, head in enumerate(network.heads.values())], dim=1)
     torch.testing.assert_close(network(study)[1], per_slice.mean(dim=2), rtol=1e-4, atol=1e-5)
 
@@ -108,8 +108,8 @@ def test_mean_then_head_equals_head_then_mean() -> None:
 def test_the_trunk_treats_every_slice_on_its_own() -> None:
     network = small_network()
     study = torch.from_numpy(random_study(1))
-    whole = network._features(study)
-    chunks = torch.cat([network._features(study[:, :, first : first + 3]) for first in (0, 3, 6)], dim=2)
+    whole = network.features(study)
+    chunks = torch.cat([network.features(study[:, :, first : first + 3]) for first in (0, 3, 6)], dim=2)
     torch.testing.assert_close(whole, chunks, rtol=1e-4, atol=1e-5)
 
 

@@ -8,9 +8,10 @@ import onnxruntime
 import pytest
 import torch
 
+from fourphase.calibration.blocks import block_names, node_blocks
 from fourphase.export.guards import check_graph
 from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import block_names, node_blocks, onnx_from_network
+from fourphase.export.onnx_export import onnx_from_network
 from fourphase.export.parity import measure_parity
 from fourphase.runtime.errors import EnvironmentFault
 from tests.support.networks import SMALL, random_study, small_network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
+from fourphase.export.onnx_export import onnx_from_network
 from fourphase.runtime.config import PreprocessingConfig
 
 SMALL = PreprocessingConfig(size=(8, 32, 32))
@@ -28,6 +30,12 @@ def small_network(seed: int = 0, **keys: Any) -> FourPhaseNet:
             torch.nn.init.uniform_(module.weight, 0.5, 1.0)
             torch.nn.init.normal_(module.bias, 0, 0.1)
     return network.eval()
+
+
+@functools.cache
+def exported_small() -> bytes:
+    """The ONNX of `small_network()`, once per session: the exporter takes some ten seconds whatever the size."""
+    return bytes(onnx_from_network(small_network(), SMALL).SerializeToString())
 
 
 def random_study(batch: int = 1, phases: int = 4, seed: int = 0) -> NDArray[np.float32]:
