@@ -79,7 +79,6 @@ def test_auto_does_not_blame_a_gpu_that_is_there(bundle: Bundle, monkeypatch: py
         ("tensorrt", NO_GPU, GPUUnavailable),
         ("tensorrt-rtx", NO_GPU, GPUUnavailable),
         ("tensorrt", L4, EnvironmentFault),
-        ("openvino", NO_GPU, EnvironmentFault),
     ],
 )
 def test_a_backend_that_is_not_built_is_refused_with_a_cure(
@@ -108,10 +107,11 @@ def test_a_required_backend_that_is_taken_is_fine(bundle: Bundle) -> None:
     assert choose_backend(bundle, require="onnxruntime").backend.name == "onnxruntime"
 
 
-def test_a_missing_package_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fourphase.runtime.onnxruntime_backend.is_available", lambda: False)
-    with pytest.raises(EnvironmentFault, match="onnxruntime>=") as caught:
-        choose_backend(bundle)
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_missing_package_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(f"fourphase.runtime.{name}_backend.is_available", lambda: False)
+    with pytest.raises(EnvironmentFault, match=f"{name}>=") as caught:
+        choose_backend(bundle, name)
     assert "pip install" in caught.value.hint
 
 
@@ -120,11 +120,11 @@ def test_a_precision_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
         choose_backend(bundle, precision="fp16")
 
 
-def test_the_cpu_prefers_fp32_whatever_the_manifest_lists_first(bundle: Bundle) -> None:
+def test_onnxruntime_prefers_fp32_whatever_the_manifest_lists_first(bundle: Bundle) -> None:
     model = bundle.models["fp32"]
     both = replace(bundle, models={"int8": model, "fp16": model, "fp32": model})
-    assert choose_backend(both).backend.precision == "fp32"
-    assert choose_backend(both, precision="int8").backend.precision == "int8"
+    assert choose_backend(both, "onnxruntime").backend.precision == "fp32"
+    assert choose_backend(both, "onnxruntime", precision="int8").backend.precision == "int8"
 
 
 def test_a_flipped_byte_is_found_before_the_model_is_loaded(bundle: Bundle) -> None:
