@@ -33,7 +33,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["CONFIG_KEY", "Checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["CONFIG_KEY", "Checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
 
 CONFIG_KEY = "fourphase.config"
 _SECTIONS = ("network", "preprocessing", "training")
@@ -78,7 +78,7 @@ def load_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
         raise UsageError(
             f"{path.name} is not a checkpoint this version reads", "give a .safetensors, .pt or .pth file", key="suffix"
         )
-    sections = _read_toml(config) if config else carried
+    sections = read_config(config) if config else carried
     if sections is None:
         raise UsageError(
             f"{path.name} carries no network configuration",
@@ -159,7 +159,11 @@ def _parse_sections(text: str) -> dict[str, Any]:
     return _checked_sections(sections, CONFIG_KEY)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The tables of a `net.toml`.
+
+    Raises: InputMissing (10), UsageError (2).
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
