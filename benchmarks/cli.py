@@ -133,8 +133,9 @@ def preprocess(
         )
     import tempfile
 
-    from fourphase.benchmarks.preprocess_bench import compare_pipelines
+    from fourphase.benchmarks.preprocess_bench import compare_pipelines, require_simpleitk
 
+    require_simpleitk()
     if study is not None and box is not None:
         comparison = compare_pipelines(study, box, repeats)
     else:

@@ -113,7 +113,8 @@ class Lesion:
         level = self.level(inner)
         mean_radius = sum(self.radii) / 3
         cover = coverage((level - 1) * np.float32(mean_radius), self.edge_mm)
-        part = canvas[window]
+        # The ellipsis makes it a view even for a single point, where a plain index would copy.
+        part = canvas[(*window, ...)]
         part += cover * (np.float32(liver_hu) + self._profile(level, inner, phase) - part)
 
     def _scaled(self, grid: Grid) -> Grid:

@@ -28,7 +28,7 @@ from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import EnvironmentFault, InputMissing
 
-__all__ = ["OURS", "PHASES", "THEIRS", "Comparison", "compare_pipelines"]
+__all__ = ["OURS", "PHASES", "THEIRS", "Comparison", "compare_pipelines", "require_simpleitk"]
 
 PHASES = ("NC", "ART", "PV", "DL")
 OURS, THEIRS = "fourphase", "SimpleITK whole volume"
@@ -88,7 +88,7 @@ def compare_pipelines(folder: Path, box: Path, repeats: int = 3) -> Comparison:
 
     Raises: EnvironmentFault (24) without SimpleITK, InputMissing (10) and the study's own errors.
     """
-    _require_simpleitk()
+    require_simpleitk()
     if not folder.is_dir() or not box.is_file():
         raise InputMissing("the study folder or its lesion box does not exist", "give STUDY_DIR and --box FILE")
     runs: dict[str, list[dict[str, Any]]] = {OURS: [], THEIRS: []}
@@ -228,7 +228,8 @@ def _timed(steps: dict[str, float], name: str) -> Iterator[None]:
     steps[name] += time.perf_counter() - started
 
 
-def _require_simpleitk() -> None:
+def require_simpleitk() -> None:
+    """Raises: EnvironmentFault (24) naming the extra, before a study is written or read."""
     if find_spec("SimpleITK") is None:
         raise EnvironmentFault("SimpleITK is not installed", "pip install 'fourphase[dev]'", key="extra_missing")
 

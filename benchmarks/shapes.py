@@ -257,7 +257,8 @@ def paint(canvas: Field, grid: Grid, shape: Shape, hu: float, edge_mm: float) ->
         return
     inner = tuple(crop(axis, window) for axis in grid)
     cover = coverage(shape.distance((inner[0], inner[1], inner[2])), edge_mm)
-    part = canvas[window]
+    # The ellipsis makes it a view even for a single point, where a plain index would copy.
+    part = canvas[(*window, ...)]
     part += cover * (np.float32(hu) - part)
 
 

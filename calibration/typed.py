@@ -52,9 +52,13 @@ def typed_model(model: onnx.ModelProto, policy: Policy) -> onnx.ModelProto:
     """A copy of an FP32 graph (Q/DQ allowed) with the policy's types.
 
     Raises: UsageError for a policy naming an unknown block; ExportRefused (25) naming the weight or scale that FP16
-        cannot hold, or the operator that has no FP16 form.
+        cannot hold, or the operator that has no FP16 form, and for a graph that holds FP16 already.
     """
     graph = ir.serde.deserialize_model(model)
+    if any(value.dtype == _HALF for node in graph.graph for value in node.outputs):
+        raise ExportRefused(
+            "the graph holds FP16 values already", "give the policy to the FP32 graph", key="already_typed"
+        )
     policy.check(sorted({_block_of(node) for node in graph.graph}))
     common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(graph)
     if any(value.name and value.dtype is None for node in graph.graph for value in node.outputs):
@@ -109,7 +113,7 @@ class _Typing:
             self.graph.outputs[index] = cast.outputs[0]
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
-        if node.op_type in MOVING:
+        if False:
             moved = {_FULL, _HALF} & {
                 value.dtype for value in node.inputs if value is not None and not _is_weight(value)
             }

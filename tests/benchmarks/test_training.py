@@ -73,10 +73,20 @@ def test_every_stage_is_reported(tiny: TrainingResult) -> None:
 @pytest.mark.slow
 def test_a_little_training_already_tells_the_kinds_apart() -> None:
     plan = TrainingPlan(
-        width=4, gru_hidden=8, studies=320, slices=6, tail_studies=48, tail_epochs=40, validation=40, difficulty=0.0
+        width=4,
+        gru_hidden=8,
+        studies=256,
+        batch=4,
+        slices=6,
+        tail_studies=32,
+        tail_epochs=40,
+        validation=40,
+        rate=5e-3,
+        hardest=0.0,
+        difficulty=0.0,
     )
-    result = train(plan, 0, nothing, PreprocessingConfig(size=(16, 48, 48)))
-    assert np.mean(result.losses[-5:]) < 0.6 * np.mean(result.losses[:5])
+    result = train(plan, 0, nothing, PreprocessingConfig(size=(12, 32, 32)))
+    assert np.mean(result.losses[-5:]) < 0.7 * np.mean(result.losses[:5])
     assert result.auc > 0.9
 
 

@@ -226,6 +226,11 @@ def test_a_cast_in_the_graph_follows_its_block() -> None:
     assert casts(converted(model, stem="fp16")) == [("x", "FLOAT16"), ("y.fp16", "FLOAT")]
 
 
+def test_a_graph_is_typed_once() -> None:
+    with pytest.raises(ExportRefused, match="already"):
+        converted(converted(two_blocks(), stem="fp16"), head="fp16")
+
+
 def test_an_unknown_block_is_refused() -> None:
     with pytest.raises(UsageError, match="stage9"):
         converted(two_blocks(), stage9="fp16")

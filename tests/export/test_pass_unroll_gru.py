@@ -247,6 +247,22 @@ def test_what_is_not_supported_is_refused_by_name(changes: dict[str, Any], named
     assert [node.op_type for node in model.graph] == ["GRU"]
 
 
+def test_a_shape_that_was_lost_is_inferred() -> None:
+    """The second layer of a network: what an earlier pass put in front of it has no shape."""
+    text = """
+    <ir_version: 10, opset_import: ["" : 20]>
+    layer (float[4, batch, 2] x) => (float[1, batch, 2] y)
+    { moved = Identity(x)  states, y = GRU<hidden_size = 2>(moved, w, r) }
+    """
+    model = onnx.parser.parse_model(text)
+    for index, name in enumerate("wr"):
+        array = np.random.default_rng(index).normal(size=(1, 6, 2)).astype(np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    assert not model.graph.value_info
+    x = np.random.default_rng(9).normal(size=(4, 2, 2)).astype(np.float32)
+    np.testing.assert_allclose(run(unrolled(model), x=x)[0], run(model, x=x)[0], rtol=0, atol=3e-7)
+
+
 @pytest.mark.parametrize(("name", "letter"), [("w", "W"), ("r", "R"), ("b", "B")])
 def test_weights_that_are_not_constant_are_refused_by_name(name: str, letter: str) -> None:
     model = gru_model()
