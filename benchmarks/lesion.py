@@ -113,9 +113,8 @@ class Lesion:
         level = self.level(inner)
         mean_radius = sum(self.radii) / 3
         cover = coverage((level - 1) * np.float32(mean_radius), self.edge_mm)
-        # The ellipsis makes it a view even for a single point, where a plain index would copy.
-        part = canvas[(*window, ...)]
-        part += cover * (np.float32(liver_hu) + self._profile(level, inner, phase) - part)
+        # Assigned by index, because of a single point canvas[window] is a copy.
+        canvas[window] += cover * (np.float32(liver_hu) + self._profile(level, inner, phase) - canvas[window])
 
     def _scaled(self, grid: Grid) -> Grid:
         """Coordinates relative to the centre, in radii of the ellipsoid."""

@@ -257,9 +257,8 @@ def paint(canvas: Field, grid: Grid, shape: Shape, hu: float, edge_mm: float) ->
         return
     inner = tuple(crop(axis, window) for axis in grid)
     cover = coverage(shape.distance((inner[0], inner[1], inner[2])), edge_mm)
-    # The ellipsis makes it a view even for a single point, where a plain index would copy.
-    part = canvas[(*window, ...)]
-    part += cover * (np.float32(hu) - part)
+    # Assigned by index, because of a single point canvas[window] is a copy.
+    canvas[window] += cover * (np.float32(hu) - canvas[window])
 
 
 def coverage(distance: Field, edge_mm: float) -> Field:

@@ -113,7 +113,7 @@ class _Typing:
             self.graph.outputs[index] = cast.outputs[0]
 
     def _type_of(self, node: ir.Node) -> ir.DataType:
-        if False:
+        if node.op_type in MOVING:
             moved = {_FULL, _HALF} & {
                 value.dtype for value in node.inputs if value is not None and not _is_weight(value)
             }
