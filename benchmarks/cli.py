@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(gpu_check.app, name="gpu-check", help="Everything that needs a GPU, checked and measured by one command.")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]

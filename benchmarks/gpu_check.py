@@ -25,7 +25,7 @@ from fourphase.runtime.errors import GPUUnavailable, UsageError
 
 __all__ = ["app", "check_steps", "main", "prepare_kit"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 _ROOM = "fourphase.benchmarks"
 #: What TensorRT for RTX is built for where it does not work for the GPU at hand: compute capabilities it knows well.
@@ -44,7 +44,7 @@ def prepare(
 ) -> None:
     """Write the kit: ONNX models with inputs and PyTorch's outputs. Needs the extra [export], no GPU.
 
-    Example: python -m fourphase.benchmarks.gpu_check prepare -o kit --width 16
+    Example: fp-bench gpu-check prepare -o kit --width 16
     """
     be_quiet(quiet)
     models = _write_kit(output, width, quick)["models"]
@@ -64,7 +64,7 @@ def run(
 ) -> None:
     """Check and measure what needs a GPU; the exit code is 0 once the report is written, whatever it says.
 
-    Example: python -m fourphase.benchmarks.gpu_check run kit -o result.json
+    Example: fp-bench gpu-check run kit -o result.json
     """
     be_quiet(quiet)
     _refuse_early(device, kit)

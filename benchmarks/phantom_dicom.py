@@ -183,7 +183,6 @@ def _write_localizer(root: Path, header: StudyHeader, phantom: Phantom) -> int:
         "PixelSpacing": [decimal(380 / 127)] * 2,
         "RescaleIntercept": "0",
         "RescaleSlope": "1",
-        "RescaleType": "HU",
     }
     fill(image, elements)
     set_pixels(image, np.rint(hu).astype(np.int16))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from fourphase.engine.builder import EnginePlan
 from fourphase.runtime.atomic import new_directory
-from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle
+from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import OutputNotWritable
 from fourphase.runtime.golden import GOLDEN
@@ -120,28 +120,31 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
 
 def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, object]]) -> bytes:
     golden, calibration = contents.golden, contents.calibration
-    return _json(
-        {
-            "schema": SCHEMA,
-            "tools": dict(contents.tools),
-            "classes": list(contents.classes),
-            "phases": list(contents.phases),
-            "network": dict(contents.network),
-            "preprocessing": contents.preprocessing.to_dict(),
-            "models": {
-                precision: {"file": _model_name(precision), "blocks": dict(model.blocks)}
-                for precision, model in contents.models.items()
-            },
-            "engines": [
-                {"plan": f"engines/{engine.key}.plan", "meta": f"engines/{engine.key}.json"}
-                for engine in contents.engines
-            ],
-            "golden": {"file": GOLDEN, "atol": golden.atol, "rtol": golden.rtol},
-            "calibration": None if calibration is None else dict(calibration),
-            "parity": dict(contents.parity),
-            "files": records,
-        }
+    manifest = json.loads(
+        _json(
+            {
+                "schema": SCHEMA,
+                "tools": dict(contents.tools),
+                "classes": list(contents.classes),
+                "phases": list(contents.phases),
+                "network": dict(contents.network),
+                "preprocessing": contents.preprocessing.to_dict(),
+                "models": {
+                    precision: {"file": _model_name(precision), "blocks": dict(model.blocks)}
+                    for precision, model in contents.models.items()
+                },
+                "engines": [
+                    {"plan": f"engines/{engine.key}.plan", "meta": f"engines/{engine.key}.json"}
+                    for engine in contents.engines
+                ],
+                "golden": {"file": GOLDEN, "atol": golden.atol, "rtol": golden.rtol},
+                "calibration": None if calibration is None else dict(calibration),
+                "parity": dict(contents.parity),
+                "files": records,
+            }
+        )
     )
+    return _json({**manifest, "digest": manifest_digest(manifest)})
 
 
 def _model_name(precision: str) -> str:

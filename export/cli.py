@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
 CheckpointArgument = Annotated[Path, typer.Argument(help=".safetensors, .pt or .pth.")]
 ConfigOption = Annotated[
@@ -39,9 +39,13 @@ def export_onnx(
     Example: fp-export onnx model.safetensors -o model.onnx
     """
     _set_up(json_output, quiet)
+    from fourphase.runtime.atomic import check_file_target, write_file
+
+    if output.suffix != ".onnx":
+        raise UsageError(f"{output.name} is not an .onnx file", "name it MODEL.onnx", key="suffix")
+    check_file_target(output)
     from fourphase.export.build import verified_onnx
     from fourphase.export.checkpoint import load_checkpoint
-    from fourphase.runtime.atomic import write_file
 
     verified = verified_onnx(load_checkpoint(checkpoint, config))
     write_file(output, verified.data)
@@ -200,6 +204,7 @@ def _print_bundle(bundle: Bundle) -> None:
     for name, record in bundle.files.items():
         table.add_row(name, f"{record.bytes:,}", record.sha256[:16])
     console.print(table)
+    console.print("hashes as the manifest has them; fp-export verify checks them")
 
 
 if __name__ == "__main__":

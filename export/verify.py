@@ -6,6 +6,7 @@ block where the checkpoint is at hand.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from fourphase.export.build import verify_model
-from fourphase.export.checkpoint import load_checkpoint
+from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.guards import check_graph, require_clean
 from fourphase.runtime.backends import choose_backend
-from fourphase.runtime.bundle import load_bundle
+from fourphase.runtime.bundle import Bundle, load_bundle
+from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import progress
-from fourphase.runtime.errors import InputMissing, ModelIncompatible
+from fourphase.runtime.errors import InputMissing, ModelIncompatible, ParityFailed
 from fourphase.runtime.selfcheck import self_check
 
 __all__ = ["verify_bundle", "verify_onnx"]
@@ -44,8 +46,10 @@ def verify_bundle(path: Path, checkpoint: Path | None = None, config: Path | Non
     steps["golden"] = f"{check.inputs} inputs, largest difference {check.max_abs_difference:.2e} in logits"
     parity = None
     if checkpoint is not None:
-        parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
-        steps["parity"] = "every block passed"
+        loaded = load_checkpoint(checkpoint, config)
+        _require_same_configuration(bundle, loaded)
+        parity = verify_model(loaded, model).parity.to_dict()
+        steps["parity"] = "configuration equal, every block passed"
     return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
 
 
@@ -61,6 +65,24 @@ def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dic
     parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
     steps = {"guards": "passed", "parity": "every block passed"}
     return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
+
+
+def _require_same_configuration(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Classes in another order or another window give wrong answers that no comparison of numbers finds."""
+    network = checkpoint.network.config
+    pairs = {
+        "network": (dict(bundle.network), json.loads(canonical_json(network.to_dict()))),
+        "classes": (bundle.classes, network.classes),
+        "phases": (bundle.phases, network.phases),
+        "preprocessing": (bundle.preprocessing, checkpoint.preprocessing),
+    }
+    for name, (packed, trained) in pairs.items():
+        if packed != trained:
+            raise ParityFailed(
+                f"the bundle's {name} section is not the checkpoint's",
+                "build the bundle again from this checkpoint, or give the checkpoint (and --config) it was built from",
+                key="configuration_differs",
+            )
 
 
 def parse_onnx(data: bytes) -> onnx.ModelProto:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fourphase.runtime.errors import OutputNotWritable
 
-__all__ = ["new_directory", "write_file"]
+__all__ = ["check_file_target", "new_directory", "write_file"]
 
 #: Some network file systems cannot sync a directory; the rename itself is still atomic there.
 _NO_DIRECTORY_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)
@@ -40,6 +40,20 @@ def write_file(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         _sync_directory(target.parent)
+    except OSError as error:
+        raise _not_writable(path, error) from error
+
+
+def check_file_target(path: Path) -> None:
+    """Raises: OutputNotWritable if `write_file(path)` could not work, before work is spent on what would be written."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise OutputNotWritable(f"{path} is a directory", "name a file", key="output_is_directory")
+    probe = _sibling(target, "tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch(exist_ok=False)
+        probe.unlink()
     except OSError as error:
         raise _not_writable(path, error) from error
 

@@ -64,9 +64,14 @@ def read_box(path: Path, label: int | None) -> LesionBox:
                 raise box_invalid("is DICOM, which is not supported yet", "box_format", "give JSON or a .nii.gz mask")
             if start[:2] == b"\x1f\x8b" or start[344:347] in (b"n+1", b"ni1"):
                 return _mask_box(file, label)
+            if label is not None:
+                raise box_invalid(
+                    "is JSON and has no labels", "label_without_mask", "leave --label out, or give the mask"
+                )
             return _json_box(file.read(LARGEST_JSON + 1))
     except OSError:
-        raise InputMissing("the lesion box file does not exist or cannot be read", "correct --box") from None
+        what = "is not a file" if path.is_dir() else "does not exist or cannot be read"
+        raise InputMissing(f"the lesion box {what}", "give --box FILE: JSON in LPS mm, or a NIfTI label mask") from None
 
 
 def box_invalid(what: str, key: str, hint: str = "correct the box and try again") -> BoxInvalid:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
 from fourphase.runtime.golden import Golden, golden_from_bytes
 
@@ -27,6 +27,7 @@ __all__ = [
     "ModelFile",
     "is_safe_name",
     "load_bundle",
+    "manifest_digest",
 ]
 
 SCHEMA = "fourphase.bundle/1"
@@ -135,10 +136,22 @@ def is_safe_name(name: str) -> bool:
     return plain and "\\" not in name and not PurePosixPath(name).is_absolute()
 
 
+def manifest_digest(manifest: Mapping[str, Any]) -> str:
+    """sha256 of the manifest's canonical JSON without its key `digest`: finds damage, proves no author."""
+    try:
+        content = canonical_json({key: value for key, value in manifest.items() if key != "digest"})
+    except ValueError as error:
+        raise _incompatible(
+            "the bundle's manifest.json holds a number that is not finite", "manifest_invalid"
+        ) from error
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def load_bundle(path: Path) -> Bundle:
     """Reads and checks the manifest of the bundle in the directory `path`; the other files are read when needed.
 
-    Raises: ModelIncompatible if there is no bundle, or one this version cannot read.
+    Raises: ModelIncompatible if there is no bundle, or one this version cannot read; IntegrityError if the manifest was
+        changed after it was written.
     """
     data = _manifest_bytes(path)
     try:
@@ -148,6 +161,8 @@ def load_bundle(path: Path) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("schema") != SCHEMA:
         found = manifest.get("schema") if isinstance(manifest, dict) else None
         raise _incompatible(f"the bundle's schema is {found!r}, this version reads {SCHEMA!r}", "schema_unknown")
+    if manifest.get("digest") != manifest_digest(manifest):
+        raise _damaged("manifest.json of the bundle differs from its own digest")
     return _bundle(path, hashlib.sha256(data).hexdigest(), manifest)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.runtime.console import be_quiet, print_error, run_app, say_errors_as_json
+from fourphase.runtime.console import be_quiet, print_error, run_app, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import FourphaseError, SomeStudiesFailed, UsageError
 
 if TYPE_CHECKING:
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 
-@app.command()
+@app.command(no_args_is_help=True)
 def run(
     studies: Annotated[list[Path], typer.Argument(metavar="STUDY_DIR...", help="Folders that hold one study each.")],
     bundle: Annotated[Path, typer.Option(help="The bundle that fp-export build-engine wrote.")],
@@ -48,10 +48,10 @@ def run(
     Example: fp-run study/ --box lesion_box.json --bundle liver.bundle --output results/
     """
     be_quiet(quiet)
-    say_errors_as_json(json_output and len(studies) == 1)
+    say_errors_as_json(json_output)
     requests = _requests(studies, box or [], label, phase or [])
-    if save_input is not None and len(studies) > 1:
-        raise UsageError("--save-input takes one study", "run the studies one by one", key="save_input_several")
+    if save_input is not None:
+        _check_save_input(save_input, len(studies))
     from fourphase.runtime.pipeline import load_model
 
     model = load_model(bundle, backend=backend, require=require_backend, precision=precision)
@@ -79,7 +79,10 @@ def _requests(studies: list[Path], boxes: list[Path], label: int | None, phases:
             "give --box FILE once per study, in the same order",
             key="box_count",
         )
-    overrides = dict(_override(text) for text in phases)
+    named = [_override(text) for text in phases]
+    overrides = dict(named)
+    if len(overrides) < len(named):
+        raise UsageError("--phase names a phase twice", "give each phase once", key="phase_override")
     return [StudyRequest(folder, box, label, overrides) for folder, box in zip(studies, boxes, strict=True)]
 
 
@@ -102,6 +105,16 @@ def _run_one(model: LoadedModel, request: StudyRequest, output: Path | None, sav
     return result
 
 
+def _check_save_input(path: Path, studies: int) -> None:
+    from fourphase.runtime.atomic import check_file_target
+
+    if studies > 1:
+        raise UsageError("--save-input takes one study", "run the studies one by one", key="save_input_several")
+    if path.suffix != ".npy":
+        raise UsageError(f"--save-input {path.name} is not a .npy file", "name it FILE.npy", key="save_input_name")
+    check_file_target(path)
+
+
 def _save_array(path: Path, array: object) -> None:
     import io
 
@@ -109,8 +122,6 @@ def _save_array(path: Path, array: object) -> None:
 
     from fourphase.runtime.atomic import write_file
 
-    if path.suffix != ".npy":
-        raise UsageError(f"--save-input {path.name} is not a .npy file", "name it FILE.npy", key="save_input_name")
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(array), allow_pickle=False)
     write_file(path, buffer.getvalue())
@@ -120,6 +131,8 @@ def _run_several(model: LoadedModel, requests: list[StudyRequest], output: Path 
     """Runs every study; one that fails is reported and does not stop the others."""
     from fourphase.runtime.console import note
 
+    # From here on an error is part of the one JSON document.
+    say_errors_as_json(False)
     outcomes: list[dict[str, object]] = []
     failed = 0
     for number, request in enumerate(requests, start=1):
@@ -135,7 +148,8 @@ def _run_several(model: LoadedModel, requests: list[StudyRequest], output: Path 
         if not json_output:
             _show(result, json_output=False)
     if json_output:
-        print(json.dumps({"schema": "fourphase.results/1", "results": outcomes}, indent=1, allow_nan=False))
+        with stdout_checked():
+            print(json.dumps({"schema": "fourphase.results/1", "results": outcomes}, indent=1, allow_nan=False))
     if failed:
         raise SomeStudiesFailed(
             f"{failed} of {len(requests)} studies failed", "see the errors above; the other results are complete"
@@ -143,12 +157,13 @@ def _run_several(model: LoadedModel, requests: list[StudyRequest], output: Path 
 
 
 def _show(result: StudyResult, json_output: bool) -> None:
-    if json_output:
-        print(result.to_json())
-        return
-    from fourphase.runtime.report import print_result
+    with stdout_checked():
+        if json_output:
+            print(result.to_json())
+            return
+        from fourphase.runtime.report import print_result
 
-    print_result(result)
+        print_result(result)
 
 
 if __name__ == "__main__":

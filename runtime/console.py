@@ -6,6 +6,7 @@ stdout belongs to results. Progress is shown only to a person: stderr is a termi
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -14,14 +15,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
-from fourphase.runtime.errors import EnvironmentFault, FourphaseError
+from fourphase.runtime.errors import EnvironmentFault, FourphaseError, OutputNotWritable, UsageError
 
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["be_quiet", "note", "print_error", "progress", "run_app", "say_errors_as_json"]
+__all__ = ["be_quiet", "note", "print_error", "progress", "run_app", "say_errors_as_json", "stdout_checked"]
 
 Advance = Callable[[int], None]
+
+#: What typer makes of Ctrl-C.
+_INTERRUPTED = 130
 
 #: Which extra installs a package that the run time does without.
 _EXTRAS = {
@@ -96,7 +100,7 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Runs a command and exits with the contract's code; a traceback is shown for bugs (code 1) only."""
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        app(prog_name=name, standalone_mode=True)
+        code = app(prog_name=name, standalone_mode=False)
     except FourphaseError as error:
         print_error(error)
         sys.exit(error.code)
@@ -106,15 +110,13 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         fault = _missing_package(error)
         print_error(fault)
         sys.exit(fault.code)
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(0)
-    except Exception:
-        _exit_with_bug()
-    sys.exit(0)
+    except Exception as error:
+        if not hasattr(error, "exit_code"):
+            _exit_with_bug()
+        _exit_with_usage(error, name)
+    if code == _INTERRUPTED:
+        print("error: interrupted\n  fix: run the command again", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _missing_package(error: ModuleNotFoundError) -> FourphaseError:
@@ -130,7 +132,35 @@ def _exit_with_bug() -> NoReturn:
     sys.exit(1)
 
 
+def _exit_with_usage(error: Exception, name: str) -> NoReturn:
+    """Typer's own errors (an unknown option, a missing argument) in the form of ours; no arguments at all: the help."""
+    text = error.format_message() if hasattr(error, "format_message") else str(error)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(text)
+        sys.exit(UsageError.code)
+    # The command itself never ran, so it could not say so.
+    say_errors_as_json("--json" in sys.argv)
+    print_error(UsageError(" ".join(text.split()).rstrip("."), f"see {name} --help"))
+    sys.exit(UsageError.code)
+
+
+@contextmanager
+def stdout_checked() -> Iterator[None]:
+    """Within the context, a stdout that cannot be written (full disk, closed pipe) is code 30, not a bug."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        # What is still buffered must not fail again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        cause = (error.strerror or "error").lower()
+        raise OutputNotWritable(
+            f"the result cannot be written to stdout: {cause}", "free disk space, or use --output"
+        ) from None
+
+
 def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
+    print("error: terminated\n  fix: run the command again", file=sys.stderr)
     sys.exit(143)
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.backends import Choice, choose_backend
 from fourphase.runtime.box import FittedBox, check_coverage, fit_box, read_box
 from fourphase.runtime.bundle import Bundle, load_bundle
-from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import Notice
 from fourphase.runtime.phases import PhaseMatch, assign_phases
@@ -125,13 +125,14 @@ def run_study(model: LoadedModel, request: StudyRequest) -> tuple[StudyResult, P
     clock = _Clock(dict(prepared.timings_ms))
     with clock.step("inference"), progress("inference", None):
         outputs = model.choice.backend.infer(prepared.input[None])
+    box = _box_section(prepared.box, bundle.preprocessing.margin_mm)
     clock.timings_ms["total"] = (time.perf_counter() - started) * 1e3
     result = StudyResult(
-        case=case_hash(prepared.uid, bundle.sha256),
+        case=case_hash(f"{prepared.uid}\0{canonical_json(box)}", bundle.sha256),
         classes=bundle.classes,
         logits=outputs.logits[0],
         phases={phase: _record(match) for phase, match in prepared.phases.items()},
-        box=_box_section(prepared.box, bundle.preprocessing.margin_mm),
+        box={**box, "clipped_mm": _rounded(prepared.box.clipped_mm), "source": prepared.box.source},
         preprocessing_hash=bundle.preprocessing.hash,
         model={"bundle": bundle.path.name, "sha256": bundle.sha256, "precision": model.choice.backend.precision},
         backend={"name": model.choice.backend.name, "reason": model.choice.reason, "self_check": "passed"},
@@ -160,14 +161,12 @@ def _record(match: PhaseMatch) -> PhaseRecord:
 
 
 def _box_section(box: FittedBox, margin_mm: float) -> dict[str, Any]:
-    """The contract's box section; with a box per phase, these are added and min and max hold them all."""
+    """What identifies the box: its corners and margin; with a box per phase, min and max hold them all."""
     section: dict[str, Any] = {
         "space": "LPS_mm",
         "min": _rounded(box.region.min),
         "max": _rounded(box.region.max),
         "margin_mm": margin_mm,
-        "clipped_mm": _rounded(box.clipped_mm),
-        "source": box.source,
     }
     if len(set(box.by_phase.values())) > 1:
         section["phases"] = {

@@ -15,6 +15,8 @@ def print_result(result: StudyResult) -> None:
     console = Console(highlight=False, soft_wrap=True)
     percent = ", ".join(f"{name} {value:.1%}" for name, value in result.probabilities.items())
     console.print(f"\n[bold]{result.label}[/bold]  ({percent})  {NOTICE}")
+    for notice in result.warnings:
+        console.print(f"warning  {notice.message}", markup=False)
     console.print(f"case {result.case}")
     console.print(_phase_table(result))
     low, high = (", ".join(f"{value:.1f}" for value in result.box[end]) for end in ("min", "max"))
@@ -26,8 +28,6 @@ def print_result(result: StudyResult) -> None:
     console.print(f"backend  {backend['name']}: {backend['reason']}; self-check {backend['self_check']}", markup=False)
     times = ", ".join(f"{step} {value:.0f} ms" for step, value in result.timings_ms.items())
     console.print(f"time     {times}")
-    for notice in result.warnings:
-        console.print(f"warning  {notice.message}", markup=False)
 
 
 def _phase_table(result: StudyResult) -> Table:

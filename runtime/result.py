@@ -113,13 +113,15 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.asarray(exponentials / exponentials.sum(axis=-1, keepdims=True))
 
 
-def case_hash(study_uid: str, bundle_sha256: str) -> str:
-    """16 hex digits that stand for the study in every output: sha256 of a salt and the study's UID.
+def case_hash(identity: str, bundle_sha256: str) -> str:
+    """16 hex digits that stand for a case in every output: sha256 of a salt and what identifies it.
+
+    A result's identity is the study's UID and the lesion box: two lesions of one study are two cases.
 
     The salt is the environment variable FOURPHASE_SALT, or, where that is not set, the bundle's hash.
     """
     salt = os.environ.get(SALT_VARIABLE) or bundle_sha256
-    return hashlib.sha256(f"{salt}\0{study_uid}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{salt}\0{identity}".encode()).hexdigest()[:16]
 
 
 def write_result(result: StudyResult, output: Path) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -295,6 +296,12 @@ def test_the_override_typed_from_the_hint_settles_an_ambiguity(
     assert settled["warnings"], "evidence that contradicts an override is a warning"
 
 
+def test_a_label_without_a_mask_is_refused(case: Path, bundle: Path) -> None:
+    outcome = fp_run(case, bundle, "--label", "1", "--quiet")
+    assert outcome.returncode == 16
+    assert "no labels" in outcome.stderr
+
+
 def test_a_flipped_byte_in_the_model_is_code_21(case: Path, bundle: Path, tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(bundle, tmp_path / "damaged.bundle"))
     model = damaged / "model.fp32.onnx"
@@ -329,13 +336,61 @@ def test_several_studies_one_of_them_bad(case: Path, copied: Path, bundle: Path,
     assert second["error"]["code"] == 12
 
 
+def test_two_lesions_of_one_study_are_two_cases(case: Path, bundle: Path, tmp_path: Path) -> None:
+    box = json.loads((case / "lesion_box.json").read_text())
+    box["max"] = [value - 1 for value in box["max"]]
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(box))
+    for path in (case / "lesion_box.json", other, other):
+        outcome = fp_run(case, bundle, "--output", tmp_path / "results", "--quiet", box=path)
+        assert outcome.returncode == 0, outcome.stderr
+    assert len(list((tmp_path / "results").glob("*/result.json"))) == 2
+
+
+def test_a_stdout_that_cannot_be_written_is_code_30(case: Path, bundle: Path) -> None:
+    line = [sys.executable, "-m", "fourphase.runtime.cli", str(case / "dicom"), "--box", str(case / "lesion_box.json")]
+    for option in ("--json", "--quiet"):
+        with open("/dev/full", "w") as full:
+            outcome = subprocess.run(
+                [*line, "--bundle", str(bundle), option], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+            )
+        assert outcome.returncode == 30, outcome.stderr
+        assert "stdout" in outcome.stderr
+        assert "Traceback" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "term")]
+)
+def test_signals_end_a_command_with_their_code(
+    case: Path, bundle: Path, tmp_path: Path, number: signal.Signals, code: int, word: str
+) -> None:
+    """Loading the model is replaced by waiting, so that the signal arrives in the middle of the command."""
+    waiting = (
+        "import signal, sys, time; from fourphase.runtime import cli, pipeline;"
+        "pipeline.load_model = lambda *a, **k: (print('ready', flush=True), time.sleep(60)); cli.main()"
+    )
+    arguments = [str(case / "dicom"), "--box", str(case / "lesion_box.json"), "--bundle", str(bundle)]
+    line = [sys.executable, "-c", waiting, *arguments]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        _, error = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert word in error
+    assert "Traceback" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "cause"),
     [
         ([], "no lesion box"),
         (["--box", "a.json", "--box", "b.json"], "1 studies need 1"),
         (["--box", "{box}", "--phase", "ART"], "not PHASE=SPEC"),
+        (["--box", "{box}", "--phase", "ART=3", "--phase", "ART=4"], "twice"),
         (["--box", "{box}", "--save-input", "x.txt"], "not a .npy"),
+        (["--box", "{box}", "--bogus"], "No such option"),
         (["--box", "{box}", "--backend", "cuda"], "unknown backend"),
     ],
 )

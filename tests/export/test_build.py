@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fourphase.export.build import build_bundle
-from fourphase.export.checkpoint import save_checkpoint
+from fourphase.export.checkpoint import load_checkpoint, save_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.verify import verify_bundle, verify_onnx
@@ -74,12 +75,31 @@ def test_the_report_holds_parity_of_every_block(bundle_path: Path, network: Four
 
 def test_verify_passes_and_finds_the_wrong_checkpoint(bundle_path: Path, checkpoint: Path, tmp_path: Path) -> None:
     report = verify_bundle(bundle_path, checkpoint)
-    assert report["steps"]["parity"] == "every block passed"
+    assert report["steps"]["parity"] == "configuration equal, every block passed"
     torch.manual_seed(3)
     other = tmp_path / "other.safetensors"
     save_checkpoint(other, FourPhaseNet(NetworkConfig(width=4, gru_hidden=8, gate_reduction=2)), SMALL)
     with pytest.raises(ParityFailed, match="block stem/NC"):
         verify_bundle(bundle_path, other)
+
+
+def test_verify_finds_a_bundle_that_is_not_configured_like_its_checkpoint(
+    bundle_path: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Swapped classes and another window leave every number equal: only the sections themselves tell."""
+    torch.manual_seed(0)
+    loaded = load_checkpoint(checkpoint)
+    state = loaded.network.state_dict()
+    for name, keys, preprocessing in (
+        ("network", {"classes": ("ICC", "HCC")}, SMALL),
+        ("preprocessing", {}, replace(SMALL, windows_hu=((-1000.0, 1000.0), (-960.0, 240.0), (-15.0, 135.0)))),
+    ):
+        network = FourPhaseNet(replace(loaded.network.config, **keys))  # type: ignore[arg-type]
+        network.load_state_dict(state)
+        other = tmp_path / f"{name}.safetensors"
+        save_checkpoint(other, network, preprocessing)
+        with pytest.raises(ParityFailed, match=f"{name} section is not the checkpoint's"):
+            verify_bundle(bundle_path, other)
 
 
 def test_a_doctored_onnx_exits_27_with_the_blocks_name(bundle_path: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -130,6 +150,8 @@ def test_a_failed_build_leaves_the_old_bundle_untouched(
         (["build-engine", "{checkpoint}", "-o", "{out}", "--precision", "fp16"], 2, "not part of this version"),
         (["build-engine", "{checkpoint}", "-o", "{out}", "--target", "cuda"], 2, "unknown target"),
         (["build-engine", "{checkpoint}", "-o", "{home}"], 30, "not a bundle"),
+        (["onnx", "{checkpoint}", "-o", "{checkpoint}"], 2, "not an .onnx"),
+        (["onnx", "{checkpoint}", "-o", "{onnx_folder}"], 30, "is a directory"),
         (["inspect", "{absent}"], 20, "not a bundle"),
         (["verify", "{onnx}"], 2, "against a checkpoint"),
     ],
@@ -140,11 +162,14 @@ def test_wrong_use_is_one_sentence_and_a_cure(
     home = tmp_path / "home"
     home.mkdir()
     (home / "thesis.txt").write_text("precious")
+    folder = tmp_path / "folder.onnx"
+    folder.mkdir()
     places = {
         "absent": tmp_path / "absent.safetensors",
         "checkpoint": checkpoint,
         "out": tmp_path / "out.bundle",
         "home": home,
+        "onnx_folder": folder,
         "onnx": bundle_path / "model.fp32.onnx",
     }
     outcome = fp_export(*[argument.format(**places) for argument in arguments], "--quiet")

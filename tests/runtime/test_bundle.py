@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourphase.runtime.bundle import Bundle, is_safe_name, load_bundle
+from fourphase.runtime.bundle import Bundle, is_safe_name, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
 from fourphase.runtime.golden import golden_from_bytes, study_from_codes
@@ -29,8 +29,23 @@ def edit_manifest(bundle: Bundle, change: Callable[[dict[str, Any]], object]) ->
     path = bundle.path / "manifest.json"
     manifest = json.loads(path.read_bytes())
     change(manifest)
+    manifest["digest"] = manifest_digest(manifest)
     path.write_text(json.dumps(manifest))
     return bundle.path
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("-160.0", "-960.0"), ('"HCC",', '"ICC",'), ('"margin_mm": 10.0', '"margin_mm": 90.0'), ('"1.0"', '"1.1"')],
+)
+def test_an_edited_manifest_is_damage(bundle: Bundle, before: str, after: str) -> None:
+    path = bundle.path / "manifest.json"
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after, 1))
+    with pytest.raises(IntegrityError, match=r"manifest\.json") as caught:
+        load_bundle(bundle.path)
+    assert caught.value.code == 21
 
 
 def test_what_was_written_is_read_back(bundle: Bundle) -> None:
