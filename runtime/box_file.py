@@ -97,6 +97,8 @@ def _json_box(raw: bytes) -> LesionBox:
         raise box_invalid("is neither JSON nor a NIfTI mask", "box_format")
     try:
         body = json.loads(raw, object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except _NotFinite:
+        raise box_invalid("holds NaN or Infinity", "box_format") from None
     except (ValueError, RecursionError):
         raise box_invalid("is neither valid JSON nor a NIfTI mask", "box_format") from None
     required = {"space"} if isinstance(body, dict) and "phases" in body else {"space", "min", "max"}
@@ -118,8 +120,12 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+class _NotFinite(Exception):
+    """JSON's extension NaN, Infinity or -Infinity was met."""
+
+
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise _NotFinite
 
 
 def _check_keys(body: Any, required: set[str], allowed: set[str]) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.backends import Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import (
+    EnvironmentFault,
     FourphaseError,
     GPUUnavailable,
     ModelIncompatible,
@@ -21,9 +22,23 @@ from fourphase.runtime.errors import (
     SelfCheckFailed,
 )
 
-__all__ = ["Tensor", "check_input", "check_interface", "checked_outputs", "first_line", "run_failed"]
+__all__ = ["Tensor", "check_input", "check_interface", "checked_outputs", "first_line", "package_missing", "run_failed"]
 
 Floats = NDArray[np.float32]
+
+
+def package_missing(package: str, requirement: str, error: ImportError) -> EnvironmentFault:
+    """The error for a backend's package that cannot be imported.
+
+    Raises: KeyboardInterrupt or SystemExit if that is what ended the import: a native module may wrap a signal that
+        arrives while it loads in an ImportError.
+    """
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, KeyboardInterrupt | SystemExit):
+        raise cause
+    return EnvironmentFault(
+        f"{package} cannot be imported", f"pip install --force-reinstall '{requirement}'", key="package_missing"
+    )
 
 
 def check_input(study: Floats, input_shape: tuple[int, ...]) -> None:

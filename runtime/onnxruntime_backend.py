@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from fourphase.runtime.backends import Outputs
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.errors import EnvironmentFault, ModelIncompatible
+from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.inference_checks import (
     Tensor,
     check_input,
     check_interface,
     checked_outputs,
     first_line,
+    package_missing,
     run_failed,
 )
 
@@ -76,11 +77,7 @@ def load_backend(bundle: Bundle, precision: str) -> OnnxRuntimeBackend:
     try:
         import onnxruntime
     except ImportError as error:
-        raise EnvironmentFault(
-            "onnxruntime cannot be imported",
-            f"pip install --force-reinstall '{REQUIREMENTS[0]}'",
-            key="package_missing",
-        ) from error
+        raise package_missing("onnxruntime", REQUIREMENTS[0], error) from error
     try:
         session = onnxruntime.InferenceSession(model, _options(onnxruntime), providers=["CPUExecutionProvider"])
     except Exception as error:  # the package's exceptions share no base class

@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 
 from fourphase.runtime.backends import Outputs
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.errors import EnvironmentFault, ModelIncompatible
+from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.inference_checks import (
     Tensor,
     check_input,
     check_interface,
     checked_outputs,
     first_line,
+    package_missing,
     run_failed,
 )
 
@@ -97,11 +98,7 @@ def _package() -> Any:
     try:
         import openvino
     except ImportError as error:
-        raise EnvironmentFault(
-            "openvino cannot be imported",
-            f"pip install --force-reinstall '{REQUIREMENTS[0]}'",
-            key="package_missing",
-        ) from error
+        raise package_missing("openvino", REQUIREMENTS[0], error) from error
     return openvino
 
 

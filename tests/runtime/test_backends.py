@@ -24,6 +24,7 @@ from fourphase.runtime.errors import (
     SelfCheckFailed,
     UsageError,
 )
+from fourphase.runtime.inference_checks import package_missing
 from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_model, write_tiny
 
 NO_GPU = Probe(None, "no CUDA device (no NVIDIA driver)")
@@ -210,3 +211,12 @@ def test_onnxruntime_is_imported_only_when_a_model_is_loaded() -> None:
         "sys.exit(bool({'onnxruntime', 'onnx', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("cause", [KeyboardInterrupt(), SystemExit(143)])
+def test_a_signal_while_a_package_loads_is_not_a_missing_package(cause: BaseException) -> None:
+    error = ImportError("initialization failed")
+    error.__cause__ = cause
+    with pytest.raises(type(cause)):
+        package_missing("onnxruntime", "onnxruntime>=1", error)
+    assert package_missing("onnxruntime", "onnxruntime>=1", ImportError("no such file")).code == 24

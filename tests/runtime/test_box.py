@@ -114,6 +114,12 @@ def test_malformed_json(tmp_path: Path, text: str) -> None:
     assert invalid(write_json(tmp_path, text)).key in ("box_format", "box_schema")
 
 
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
+def test_a_number_that_is_not_finite_is_named(tmp_path: Path, number: str) -> None:
+    text = f'{{"space": "LPS_mm", "min": [{number}, 0, 0], "max": [5, 5, 5]}}'
+    assert "NaN or Infinity" in invalid(write_json(tmp_path, text)).message
+
+
 @pytest.mark.parametrize("limits", [(2.0, 2.0, 2.0), (300.0, 300.0, 300.0)])
 def test_sizes_at_the_limits_are_accepted(tmp_path: Path, limits: tuple[float, float, float]) -> None:
     body = {**BODY, "min": [0.1, 0.2, 0.3], "max": [0.1 + limits[0], 0.2 + limits[1], 0.3 + limits[2]]}
