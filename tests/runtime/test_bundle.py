@@ -164,7 +164,8 @@ def test_a_tolerance_is_a_number_of_at_least_zero(bundle: Bundle, value: object)
 
 
 def test_unknown_keys_of_a_manifest_are_left_alone(bundle: Bundle) -> None:
-    load_bundle(edit_manifest(bundle, lambda manifest: manifest.update(later="something")))
+    again = load_bundle(edit_manifest(bundle, lambda manifest: manifest.update(later="something")))
+    assert (again.classes, again.files) == (bundle.classes, bundle.files)
 
 
 def test_golden_inputs_come_one_at_a_time(bundle: Bundle) -> None:
