@@ -21,9 +21,9 @@ from fourphase.runtime.atomic import new_directory
 from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import OutputNotWritable
-from fourphase.runtime.golden import GOLDEN
+from fourphase.runtime.golden import GOLDEN, Golden
 
-__all__ = ["BundleContents", "GoldenOutputs", "OnnxModel", "check_target", "write_bundle"]
+__all__ = ["BundleContents", "GoldenFile", "GoldenOutputs", "OnnxModel", "check_target", "contents_of", "write_bundle"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,19 +36,30 @@ class OnnxModel:
 
 @dataclass(frozen=True, eq=False)
 class GoldenOutputs:
-    """Inputs and the FP32 model's outputs for them, computed from `study_from_codes(codes, preprocessing)`.
+    """A model's outputs for the golden inputs.
 
     Attributes:
-        codes: windowed values times 255, uint8 (N, P, T, C, H, W).
         logits: float32 (N, K). phase_logits: float32 (N, P, K).
         atol, rtol: a backend passes if |output - golden| <= atol + rtol * |golden|.
     """
 
-    codes: NDArray[np.uint8]
     logits: NDArray[np.float32]
     phase_logits: NDArray[np.float32]
     atol: float
     rtol: float
+
+
+@dataclass(frozen=True, eq=False)
+class GoldenFile:
+    """Inputs, and what the model of each precision says of them.
+
+    Attributes:
+        codes: windowed values times 255, uint8 (N, P, T, C, H, W); the input is `study_from_codes(codes, ...)`.
+        outputs: precision -> outputs; fp32 is always there.
+    """
+
+    codes: NDArray[np.uint8]
+    outputs: Mapping[str, GoldenOutputs]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +74,7 @@ class BundleContents:
         parity, report: JSON types; the manifest's parity record and the content of report.json.
         tools: package -> version.
         calibration: JSON types; None for a bundle without INT8.
+        extra: further files, name -> bytes: the INT8 scales, the page of the report.
     """
 
     classes: tuple[str, ...]
@@ -70,12 +82,13 @@ class BundleContents:
     network: Mapping[str, Any]
     preprocessing: PreprocessingConfig
     models: Mapping[str, OnnxModel]
-    golden: GoldenOutputs
+    golden: GoldenFile
     engines: tuple[EnginePlan, ...] = ()
     parity: Mapping[str, Any] = field(default_factory=dict)
     report: Mapping[str, Any] = field(default_factory=dict)
     tools: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
+    extra: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def check_target(target: Path) -> None:
@@ -91,6 +104,35 @@ def check_target(target: Path) -> None:
         raise _refused(target, "exists and is not a bundle")
 
 
+def contents_of(bundle: Bundle) -> BundleContents:
+    """A bundle's contents, verified, to be written again with something replaced. Raises: as `Bundle.read`."""
+    golden = {name: bundle.golden(name) for name in bundle.tolerances}
+    models = {name: OnnxModel(bundle.read(found.file), dict(found.blocks)) for name, found in bundle.models.items()}
+    engines = tuple(
+        EnginePlan(bundle.read(found.plan), json.loads(bundle.read(found.meta))) for found in bundle.engines
+    )
+    written = {GOLDEN, "report.json", *(found.file for found in bundle.models.values())}
+    written |= {name for found in bundle.engines for name in (found.plan, found.meta)}
+    return BundleContents(
+        classes=bundle.classes,
+        phases=bundle.phases,
+        network=bundle.network,
+        preprocessing=bundle.preprocessing,
+        models=models,
+        golden=GoldenFile(golden["fp32"].codes, {name: _outputs_of(found) for name, found in golden.items()}),
+        engines=engines,
+        parity=bundle.parity,
+        report=json.loads(bundle.read("report.json")),
+        tools=bundle.tools,
+        calibration=bundle.calibration,
+        extra={name: bundle.read(name) for name in bundle.files if name not in written},
+    )
+
+
+def _outputs_of(golden: Golden) -> GoldenOutputs:
+    return GoldenOutputs(golden.logits, golden.phase_logits, golden.atol, golden.rtol)
+
+
 def write_bundle(target: Path, contents: BundleContents) -> Bundle:
     """Writes the bundle to the directory `target`; a bundle already there is replaced as a whole.
 
@@ -103,13 +145,16 @@ def write_bundle(target: Path, contents: BundleContents) -> Bundle:
         records = {name: _write(folder, name, data) for name, data in _files(contents).items()}
         manifest = _manifest(contents, records)
         (folder / MANIFEST).write_bytes(manifest)
-        load_bundle(folder).golden()
+        written = load_bundle(folder)
+        for precision in contents.models:
+            written.golden(precision)
     return load_bundle(target)
 
 
 def _files(contents: BundleContents) -> dict[str, bytes]:
     """Relative name -> bytes of every file but the manifest."""
     files = {_model_name(precision): model.onnx for precision, model in contents.models.items()}
+    files |= contents.extra
     for engine in contents.engines:
         files[f"engines/{engine.key}.plan"] = engine.plan
         files[f"engines/{engine.key}.json"] = _json(dict(engine.meta))
@@ -119,7 +164,7 @@ def _files(contents: BundleContents) -> dict[str, bytes]:
 
 
 def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, object]]) -> bytes:
-    golden, calibration = contents.golden, contents.calibration
+    calibration = contents.calibration
     manifest = json.loads(
         _json(
             {
@@ -137,7 +182,7 @@ def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, objec
                     {"plan": f"engines/{engine.key}.plan", "meta": f"engines/{engine.key}.json"}
                     for engine in contents.engines
                 ],
-                "golden": {"file": GOLDEN, "atol": golden.atol, "rtol": golden.rtol},
+                "golden": _golden_section(contents.golden),
                 "calibration": None if calibration is None else dict(calibration),
                 "parity": dict(contents.parity),
                 "files": records,
@@ -158,9 +203,19 @@ def _write(folder: Path, name: str, data: bytes) -> dict[str, object]:
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def _npz(golden: GoldenOutputs) -> bytes:
+def _golden_section(golden: GoldenFile) -> dict[str, Any]:
+    tolerances = {name: {"atol": found.atol, "rtol": found.rtol} for name, found in golden.outputs.items()}
+    return {"file": GOLDEN, **tolerances.pop("fp32"), "lowered": tolerances}
+
+
+def _npz(golden: GoldenFile) -> bytes:
+    """Arrays `inputs_u8`, `logits`, `phase_logits`, and `logits.int8`, ... for every other precision."""
+    arrays: dict[str, NDArray[Any]] = {"inputs_u8": golden.codes}
+    for precision, found in golden.outputs.items():
+        suffix = "" if precision == "fp32" else f".{precision}"
+        arrays |= {f"logits{suffix}": found.logits, f"phase_logits{suffix}": found.phase_logits}
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, inputs_u8=golden.codes, logits=golden.logits, phase_logits=golden.phase_logits)
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 

@@ -74,6 +74,8 @@ class _Module(Protocol):
 
     def is_available(self) -> bool: ...
 
+    def why_not(self, precision: str) -> str | None: ...
+
     def load_backend(self, bundle: Bundle, precision: str) -> Backend: ...
 
 
@@ -89,6 +91,7 @@ def choose_backend(
         precision: "fp32", ...; None takes the first that the backend prefers and the bundle has.
 
     Raises: UsageError for an unknown name; GPUUnavailable or EnvironmentFault if the backend cannot run here;
+        EnvironmentFault if this CPU would compute that precision wrongly;
         ModelIncompatible if the bundle lacks the precision or its model does not fit its manifest; IntegrityError.
     """
     for given in (name, require):
@@ -104,7 +107,8 @@ def choose_backend(
             key="required_backend_unavailable",
         )
     module = _usable(chosen)
-    return Choice(module.load_backend(bundle, _precision(bundle, module, precision)), reason)
+    lowered, note = _precision(bundle, module, precision)
+    return Choice(module.load_backend(bundle, lowered), f"{reason}; {note}" if note else reason)
 
 
 def _choose(bundle: Bundle, precision: str | None) -> tuple[str, str]:
@@ -157,10 +161,16 @@ def _not_built(name: str, found: Probe) -> FourphaseError:
     )
 
 
-def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> str:
+def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> tuple[str, str | None]:
+    """The precision to load, and why a preferred one is not used."""
+    note = None
     for precision in module.PRECISIONS if wanted is None else (wanted,):
         if precision in bundle.models:
-            return precision
+            note = note or module.why_not(precision)
+            if module.why_not(precision) is None:
+                return precision, note
+    if note is not None:
+        raise EnvironmentFault(note, "use --precision fp32, or --backend onnxruntime", key="precision_unsafe")
     held = ", ".join(bundle.models) or "none"
     raise ModelIncompatible(
         f"the bundle has no model in {wanted or 'a precision that this backend runs'}, only in: {held}",

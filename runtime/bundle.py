@@ -71,6 +71,7 @@ class Bundle:
         sha256: of the manifest's bytes; it identifies the bundle because the manifest holds the hash of every file.
         network: the network's configuration, or what is known of a model brought along.
         models: precision -> ONNX. engines: the serialized engines, possibly none.
+        tolerances: precision -> (atol, rtol) of its golden outputs; fp32 always has some.
     """
 
     path: Path
@@ -83,8 +84,7 @@ class Bundle:
     engines: tuple[EngineFiles, ...]
     files: Mapping[str, FileRecord]
     golden_file: str
-    atol: float
-    rtol: float
+    tolerances: Mapping[str, tuple[float, float]]
     tools: Mapping[str, str]
     calibration: Mapping[str, Any] | None
     parity: Mapping[str, Any]
@@ -115,17 +115,20 @@ class Bundle:
             raise _damaged(f"{name} of the bundle differs from its manifest (sha256)")
         return data
 
-    def golden(self) -> Golden:
-        """The golden inputs and outputs.
+    def golden(self, precision: str = "fp32") -> Golden:
+        """The golden inputs, and the outputs of the model of that precision.
 
-        Raises: IntegrityError; ModelIncompatible if the arrays are not those of this bundle.
+        Raises: IntegrityError; ModelIncompatible if the bundle has none, or the arrays are not those of this bundle.
         """
+        if precision not in self.tolerances:
+            raise _incompatible(f"the bundle has no golden outputs for {precision}", "golden_missing")
         return golden_from_bytes(
             self.read(self.golden_file),
             self.input_shape,
             len(self.classes),
-            tolerance=(self.atol, self.rtol),
+            tolerance=self.tolerances[precision],
             preprocessing=self.preprocessing,
+            suffix="" if precision == "fp32" else f".{precision}",
         )
 
 
@@ -180,8 +183,7 @@ def _bundle(path: Path, sha256: str, manifest: Mapping[str, Any]) -> Bundle:
         engines=tuple(_engine(section) for section in _value(manifest, "engines", list)),
         files={name: _record(name, section) for name, section in _value(manifest, "files", dict).items()},
         golden_file=_value(golden, "file", str),
-        atol=_tolerance(golden, "atol"),
-        rtol=_tolerance(golden, "rtol"),
+        tolerances=_tolerances(golden),
         tools=_value(manifest, "tools", dict),
         calibration=None if calibration is None else _value(manifest, "calibration", dict),
         parity=_value(manifest, "parity", dict),
@@ -238,8 +240,14 @@ def _names(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tolerance(golden: Mapping[str, Any], key: str) -> float:
-    value = golden.get(key)
+def _tolerances(golden: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    """FP32's own stand beside the file's name, the others' under `lowered`."""
+    sections = {"fp32": golden, **(_value(golden, "lowered", dict) if "lowered" in golden else {})}
+    return {name: (_tolerance(section, "atol"), _tolerance(section, "rtol")) for name, section in sections.items()}
+
+
+def _tolerance(golden: Any, key: str) -> float:
+    value = golden.get(key) if isinstance(golden, Mapping) else None
     if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value >= 0):
         raise _incompatible(f"the bundle's golden {key} is not a number of at least 0", "manifest_invalid")
     return float(value)

@@ -1,4 +1,7 @@
-"""The golden file: a few inputs as bytes and the FP32 outputs that every backend must reproduce.
+"""The golden file: a few inputs as bytes and the outputs that every backend must reproduce.
+
+FP32's outputs are PyTorch's. A lowered model has outputs of its own, computed value by value as its types and Q/DQ
+nodes say: it is meant to differ from FP32 by its rounding, and a program that runs it is not.
 
 It reads bytes that `bundle` has verified; `selfcheck` compares.
 """
@@ -29,7 +32,7 @@ _MAX_BYTES = 2 << 30
 
 @dataclass(frozen=True, eq=False)
 class Golden:
-    """A few inputs with the FP32 outputs that every backend must reproduce.
+    """A few inputs with the outputs of one precision that every backend must reproduce.
 
     Attributes:
         codes: windowed values times 255, uint8 (N, P, T, C, H, W); one study at a time becomes float32.
@@ -60,6 +63,7 @@ def golden_from_bytes(
     *,
     tolerance: tuple[float, float],
     preprocessing: PreprocessingConfig,
+    suffix: str = "",
 ) -> Golden:
     """Reads a golden .npz with arrays `inputs_u8`, `logits` and `phase_logits`.
 
@@ -67,6 +71,7 @@ def golden_from_bytes(
         input_shape: (P, T, C, H, W) of one study.
         classes: K.
         tolerance: (atol, rtol).
+        suffix: of the outputs' names, ".int8" for those of the int8 model; "" for FP32's.
 
     Raises: ModelIncompatible if an array is missing or not of the type and shape that the arguments imply.
     """
@@ -75,14 +80,15 @@ def golden_from_bytes(
     count, phases = len(codes) if codes.ndim else 0, input_shape[0]
     expected = {
         "inputs_u8": (np.uint8, (count, *input_shape)),
-        "logits": (np.float32, (count, classes)),
-        "phase_logits": (np.float32, (count, phases, classes)),
+        f"logits{suffix}": (np.float32, (count, classes)),
+        f"phase_logits{suffix}": (np.float32, (count, phases, classes)),
     }
     for name, (kind, shape) in expected.items():
         array = arrays.get(name)
         if not count or array is None or array.dtype != kind or array.shape != shape:
             raise _invalid(f"{name} is missing or not of the type and shape that the manifest implies")
-    return Golden(codes, arrays["logits"], arrays["phase_logits"], *tolerance, preprocessing)
+    outputs = arrays[f"logits{suffix}"], arrays[f"phase_logits{suffix}"]
+    return Golden(codes, *outputs, *tolerance, preprocessing)
 
 
 def study_from_codes(codes: Codes, config: PreprocessingConfig) -> Floats:

@@ -27,7 +27,7 @@ from fourphase.runtime.inference_checks import (
     run_failed,
 )
 
-__all__ = ["PRECISIONS", "REQUIREMENTS", "OnnxRuntimeBackend", "is_available", "load_backend"]
+__all__ = ["PRECISIONS", "REQUIREMENTS", "OnnxRuntimeBackend", "is_available", "load_backend", "why_not"]
 
 Floats = NDArray[np.float32]
 
@@ -36,6 +36,9 @@ REQUIREMENTS = ("onnxruntime>=1.20",)
 PRECISIONS = ("fp32", "fp16", "int8")
 #: Messages of severity below 4 (fatal) would repeat on stderr what the exception says.
 _QUIET = 4
+#: Stores the biases of convolutions between Q/DQ pairs as int32 with the product of both scales, computed in the
+#: scales' type: in FP16 that product has few bits left, or none. Logits were off by 1.0 (ONNX Runtime 1.32).
+_WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -67,6 +70,11 @@ def is_available() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
+def why_not(precision: str) -> str | None:
+    """Why this CPU must not run a model of that precision; None: it may run any."""
+    return None
+
+
 def load_backend(bundle: Bundle, precision: str) -> OnnxRuntimeBackend:
     """Loads the bundle's model of that precision.
 
@@ -79,7 +87,9 @@ def load_backend(bundle: Bundle, precision: str) -> OnnxRuntimeBackend:
     except ImportError as error:
         raise package_missing("onnxruntime", REQUIREMENTS[0], error) from error
     try:
-        session = onnxruntime.InferenceSession(model, _options(onnxruntime), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model, _options(onnxruntime), providers=["CPUExecutionProvider"], disabled_optimizers=_WRONG_OPTIMIZERS
+        )
     except Exception as error:  # the package's exceptions share no base class
         raise ModelIncompatible(
             f"ONNX Runtime {onnxruntime.__version__} cannot load the {precision} model: {first_line(error)}",

@@ -1,6 +1,7 @@
 """The start-up check: the loaded backend must reproduce the bundle's golden outputs on this machine.
 
-It says whether this installation computes what was exported, not whether the model is right.
+It says whether this installation computes what was exported, not whether the model is right. Each precision has outputs
+of its own.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def self_check(backend: Backend, bundle: Bundle, *, all_inputs: bool = False) ->
     Raises: SelfCheckFailed with the measured difference and the tolerance; IntegrityError, ModelIncompatible as
         reading the golden file does.
     """
-    golden = bundle.golden()
+    golden = bundle.golden(backend.precision)
     count = len(golden) if all_inputs else 1
     worst = max(_compare(backend, golden, index) for index in range(count))
     return SelfCheck(count, worst, golden.atol, golden.rtol)

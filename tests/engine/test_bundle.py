@@ -4,7 +4,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from fourphase.engine.builder import EnginePlan
 from fourphase.engine.bundle import check_target, write_bundle
 from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.errors import ModelIncompatible, OutputNotWritable
-from tests.support.tiny_bundle import tiny_contents, tiny_model, write_tiny
+from tests.support.tiny_bundle import tiny_contents, tiny_golden, tiny_model, write_tiny
 
 META = {
     "onnx_sha256": hashlib.sha256(b"onnx").hexdigest(),
@@ -102,9 +101,9 @@ def test_a_file_is_no_target(tmp_path: Path) -> None:
 
 def test_contents_that_cannot_be_read_back_are_not_written(tmp_path: Path) -> None:
     old = write_tiny(tmp_path / "bundle")
-    golden = tiny_contents().golden
+    logits = tiny_contents().golden.outputs["fp32"].logits
     with pytest.raises(ModelIncompatible, match="golden"):
-        write_tiny(tmp_path / "bundle", golden=replace(golden, logits=golden.logits[:, :1]))
+        write_tiny(tmp_path / "bundle", golden=tiny_golden(logits=logits[:, :1]))
     assert load_bundle(tmp_path / "bundle").sha256 == old.sha256
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fourphase.engine.bundle import GoldenFile, OnnxModel
 from fourphase.runtime.bundle import Bundle, is_safe_name, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
@@ -180,7 +182,19 @@ def test_golden_inputs_come_one_at_a_time(bundle: Bundle) -> None:
             value = golden.codes[index : index + 1, :, :, channel] / 255.0
             expected = (value - PREPROCESSING.mean[channel]) / PREPROCESSING.std[channel]
             np.testing.assert_allclose(study[:, :, :, channel], expected, atol=1e-6)
-    np.testing.assert_array_equal(golden.logits, tiny_contents().golden.logits)
+    np.testing.assert_array_equal(golden.logits, tiny_contents().golden.outputs["fp32"].logits)
+
+
+def test_each_precision_has_golden_outputs_and_a_tolerance_of_its_own(tmp_path: Path) -> None:
+    fp32 = tiny_contents().golden
+    lowered = replace(fp32.outputs["fp32"], logits=fp32.outputs["fp32"].logits + np.float32(0.5), atol=0.25)
+    models = {name: OnnxModel(tiny_model(), {"stem": name}) for name in ("fp32", "int8")}
+    golden = GoldenFile(fp32.codes, {**fp32.outputs, "int8": lowered})
+    bundle = write_tiny(tmp_path / "b", models=models, golden=golden)
+    np.testing.assert_array_equal(bundle.golden("int8").logits, bundle.golden().logits + np.float32(0.5))
+    assert (bundle.golden("int8").atol, bundle.golden().atol) == (0.25, 1e-5)
+    with pytest.raises(ModelIncompatible, match="no golden outputs for fp16"):
+        bundle.golden("fp16")
 
 
 def test_codes_span_the_window() -> None:
@@ -197,7 +211,8 @@ def npz(**arrays: Any) -> bytes:
 
 def golden_arrays() -> dict[str, Any]:
     golden = tiny_contents().golden
-    return {"inputs_u8": golden.codes, "logits": golden.logits, "phase_logits": golden.phase_logits}
+    outputs = golden.outputs["fp32"]
+    return {"inputs_u8": golden.codes, "logits": outputs.logits, "phase_logits": outputs.phase_logits}
 
 
 BAD_GOLDEN = [

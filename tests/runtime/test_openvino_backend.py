@@ -16,8 +16,15 @@ from fourphase.engine.bundle import OnnxModel
 from fourphase.runtime import backends, openvino_backend
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.cpu import int8_instructions
 from fourphase.runtime.cuda import Probe
-from fourphase.runtime.errors import GPUUnavailable, ModelIncompatible, PixelDataError, SelfCheckFailed
+from fourphase.runtime.errors import (
+    EnvironmentFault,
+    GPUUnavailable,
+    ModelIncompatible,
+    PixelDataError,
+    SelfCheckFailed,
+)
 from fourphase.runtime.selfcheck import self_check
 from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_contents, tiny_model, write_tiny
 
@@ -44,6 +51,12 @@ tiny (float[B, 4, 2, 3, 4, 5] study) => (float[B, 2] logits, float[B, 4, 2] phas
 """
 
 
+#: As INT8_MODEL, with codes so large that two products do not fit into 16 bits.
+SATURATING = INT8_MODEL.replace("{32, 127, -48, -95, 127, 63}", "{127, 127, 127, -127, -127, -127}").replace(
+    "step = {0.02}", "step = {0.01}"
+)
+
+
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
     return write_tiny(tmp_path / "bundle")
@@ -54,6 +67,7 @@ def both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle with an FP32 and an int8 model, on a CPU with AMX and without a GPU."""
     monkeypatch.setattr(backends, "probe", lambda: Probe(None, "no CUDA device"))
     monkeypatch.setattr(backends, "int8_instructions", lambda: "AMX")
+    monkeypatch.setattr(openvino_backend, "int8_instructions", lambda: "AMX")
     models = {**tiny_contents().models, "int8": OnnxModel(tiny_model(INT8_MODEL), {"stem": "int8"})}
     return write_tiny(tmp_path / "both", models=models)
 
@@ -73,6 +87,7 @@ def test_fp32_agrees_with_the_reference_evaluator(bundle: Bundle, batch: int) ->
     assert outputs.logits.dtype == outputs.phase_logits.dtype == np.float32
 
 
+@pytest.mark.skipif(int8_instructions() is None, reason="this CPU has no instructions for int8 (VNNI, AMX)")
 def test_int8_agrees_with_the_reference_evaluator(both: Bundle) -> None:
     backend = choose_backend(both, "openvino").backend
     assert backend.precision == "int8"
@@ -80,6 +95,26 @@ def test_int8_agrees_with_the_reference_evaluator(both: Bundle) -> None:
     logits, phase_logits = reference_outputs(tiny_model(INT8_MODEL), studies(2))
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(outputs.phase_logits, phase_logits, rtol=1e-4, atol=1e-5)
+
+
+def test_int8_is_refused_on_a_cpu_where_it_would_be_wrong(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_backend, "int8_instructions", lambda: None)
+    choice = choose_backend(both, "openvino")
+    assert choice.backend.precision == "fp32"
+    assert "asked for; OpenVINO's int8 would be wrong on this CPU" in choice.reason
+    with pytest.raises(EnvironmentFault, match="saturate at 16 bits") as caught:
+        choose_backend(both, "openvino", precision="int8")
+    assert (caught.value.code, caught.value.key) == (24, "precision_unsafe")
+
+
+def test_what_is_refused_really_is_wrong_or_right_by_the_cpus_instructions(tmp_path: Path) -> None:
+    """The claim behind the refusal, on whatever CPU this runs: wrong without the instructions, right with them."""
+    models = {**tiny_contents().models, "int8": OnnxModel(tiny_model(SATURATING), {"stem": "int8"})}
+    backend = openvino_backend.load_backend(write_tiny(tmp_path / "b", models=models), "int8")
+    study = np.full((1, *SHAPE), 1.27, np.float32)
+    wanted, _ = reference_outputs(tiny_model(SATURATING), study)
+    right = bool(np.allclose(backend.infer(study).logits, wanted, rtol=1e-3))
+    assert right == (int8_instructions() is not None)
 
 
 def test_it_computes_in_fp32_what_is_not_int8(bundle: Bundle) -> None:

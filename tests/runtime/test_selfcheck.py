@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from fourphase.runtime.backends import Outputs, choose_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
 from fourphase.runtime.selfcheck import self_check
-from tests.support.tiny_bundle import TINY_MODEL, tiny_contents, tiny_model, write_tiny
+from tests.support.tiny_bundle import TINY_MODEL, tiny_golden, tiny_model, write_tiny
 
 Floats = NDArray[np.float32]
 
@@ -34,8 +33,7 @@ class Fake:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    golden = replace(tiny_contents().golden, atol=1e-3, rtol=0.0)
-    return write_tiny(tmp_path / "bundle", golden=golden)
+    return write_tiny(tmp_path / "bundle", golden=tiny_golden(atol=1e-3, rtol=0.0))
 
 
 def test_the_real_backend_passes_on_every_input(bundle: Bundle) -> None:
@@ -68,9 +66,8 @@ def test_a_backend_off_the_golden_output_fails(bundle: Bundle, error: float, pha
 
 
 def test_the_relative_tolerance_counts(tmp_path: Path) -> None:
-    golden = replace(tiny_contents().golden, atol=0.0, rtol=0.5)
-    bundle = write_tiny(tmp_path / "bundle", golden=golden)
-    smallest = float(np.abs(golden.logits[0]).min())
+    bundle = write_tiny(tmp_path / "bundle", golden=tiny_golden(atol=0.0, rtol=0.5))
+    smallest = float(np.abs(bundle.golden().logits[0]).min())
     self_check(Fake(bundle, error=0.4 * smallest), bundle)
     with pytest.raises(SelfCheckFailed):
         self_check(Fake(bundle, error=0.6 * smallest), bundle)

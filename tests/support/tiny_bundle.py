@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from onnx import parser
 from onnx.reference import ReferenceEvaluator
 
-from fourphase.engine.bundle import BundleContents, GoldenOutputs, OnnxModel, write_bundle
+from fourphase.engine.bundle import BundleContents, GoldenFile, GoldenOutputs, OnnxModel, write_bundle
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.golden import study_from_codes
 
-__all__ = ["PREPROCESSING", "SHAPE", "TINY_MODEL", "reference_outputs", "tiny_contents", "tiny_model", "write_tiny"]
+__all__ = [
+    "PREPROCESSING", "SHAPE", "TINY_MODEL", "reference_outputs", "tiny_contents", "tiny_golden",
+    "tiny_model", "write_tiny",
+]  # fmt: skip
 
 Floats = NDArray[np.float32]
 
@@ -65,12 +68,21 @@ def tiny_contents(model: bytes | None = None, *, inputs: int = 2) -> BundleConte
         network={"width": 8},
         preprocessing=PREPROCESSING,
         models={"fp32": OnnxModel(model or tiny_model(), {"stem": "fp32", "head": "fp32"})},
-        golden=GoldenOutputs(codes, logits, phase_logits, atol=1e-5, rtol=1e-4),
+        golden=GoldenFile(codes, {"fp32": GoldenOutputs(logits, phase_logits, atol=1e-5, rtol=1e-4)}),
         parity={"max_abs": 1e-6},
         report={"note": "tiny"},
         tools={"onnx": "1.0"},
     )
 
 
+def tiny_golden(**changes: object) -> GoldenFile:
+    """The golden file of `tiny_contents` with changed FP32 outputs or tolerances."""
+    golden = tiny_contents().golden
+    return GoldenFile(golden.codes, {"fp32": replace(golden.outputs["fp32"], **changes)})  # type: ignore[arg-type]
+
+
 def write_tiny(target: Path, model: bytes | None = None, **changes: object) -> Bundle:
-    return write_bundle(target, replace(tiny_contents(model), **changes))  # type: ignore[arg-type]
+    """A bundle with these changes; a model without golden outputs of its own gets the FP32 ones."""
+    contents = replace(tiny_contents(model), **changes)  # type: ignore[arg-type]
+    outputs = dict.fromkeys(contents.models, contents.golden.outputs["fp32"]) | dict(contents.golden.outputs)
+    return write_bundle(target, replace(contents, golden=GoldenFile(contents.golden.codes, outputs)))
