@@ -1,6 +1,6 @@
 """The calibration set as an artefact: preprocessed studies in a directory, with what is needed to trust them.
 
-    DIR/calibration.json     cases, phases, HU histograms, preprocessing, sha256 of every file
+    DIR/calibration.json     cases, labels, phases, HU histograms, preprocessing, sha256 of every file
     DIR/cases/<hash>.npy     one study each, float16 (P, T, C, H, W), windowed and normalised
 
 Read study by study: memory does not grow with the number of studies, and what is used is what was hashed. There is no
@@ -45,6 +45,7 @@ class CalibrationCase:
         case: salted hash of the study's UID; two lesions of one study share it.
         file: relative to the set. sha256, bytes: of that file; the hash also tells equal content apart.
         slices: phase -> slices of the series it was read from.
+        label: the true class, such as "HCC"; None where it is not known.
     """
 
     case: str
@@ -52,6 +53,7 @@ class CalibrationCase:
     sha256: str
     bytes: int
     slices: Mapping[str, int]
+    label: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class CalibrationSet:
         cases: ordered by content, so that the order in which studies were given does not matter.
         shape: (P, T, C, H, W) of one study.
         hu_histograms: see `hu_histogram`.
-        salted: whether the case hashes were made with the site's secret.
+        salted: whether the case hashes were made with the site's secret. salt_mark: what tells one from another.
     """
 
     path: Path
@@ -72,15 +74,31 @@ class CalibrationSet:
     shape: tuple[int, ...]
     hu_histograms: Mapping[str, Any]
     salted: bool
+    salt_mark: str
 
     def __len__(self) -> int:
         return len(self.cases)
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that scales depend on: content of the studies, phase order, preprocessing."""
+        """sha256 of everything that scales depend on: content of the studies, phase order, preprocessing; no labels."""
         content = [self.preprocessing.hash, list(self.phases), sorted(case.sha256 for case in self.cases)]
         return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The true class of every study, in the order of `study`; None unless all are known."""
+        known = tuple(case.label for case in self.cases if case.label is not None)
+        return known if len(known) == len(self) else None
+
+    def check_salt(self, mark: str) -> None:
+        """Raises: UsageError (2) if this set's case hashes cannot be compared with those made under `mark`."""
+        if mark != self.salt_mark:
+            raise UsageError(
+                "the two sets were not made with the same FOURPHASE_SALT, so their cases cannot be compared",
+                "make both with the same FOURPHASE_SALT, or both without",
+                key="calibration_salt",
+            )
 
     def studies(self) -> Iterator[Floats]:
         """The studies one after the other, float32 (1, P, T, C, H, W). Raises: as `study`."""
@@ -116,12 +134,12 @@ class CalibrationSet:
 
 
 def load_calibration_set(
-    path: Path, preprocessing: PreprocessingConfig, phases: Sequence[str] | None = None
+    path: Path, preprocessing: PreprocessingConfig | None, phases: Sequence[str] | None = None
 ) -> CalibrationSet:
     """Reads and checks a set's manifest; the studies are verified when they are read.
 
     Args:
-        preprocessing: of the model to calibrate. phases: of the model, in its order; None to leave that unchecked.
+        preprocessing, phases: of the model to calibrate, the phases in its order; None to leave that unchecked.
 
     Raises: InputMissing (10) if there is no set or none with studies; ModelIncompatible (20) for another schema,
         preprocessing or phase order; IntegrityError (21) for a manifest or files that are not what was written.
@@ -131,7 +149,7 @@ def load_calibration_set(
         found = _parse(path, manifest)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(f"its {MANIFEST} is invalid") from error
-    if found.preprocessing.hash != preprocessing.hash:
+    if preprocessing is not None and found.preprocessing.hash != preprocessing.hash:
         raise ModelIncompatible(
             f"the calibration set's preprocessing is {found.preprocessing.hash}, the model's {preprocessing.hash}",
             "make the calibration set again with the model's preprocessing (fp-export calibrate --checkpoint)",
@@ -147,30 +165,23 @@ def load_calibration_set(
     return found
 
 
-def check_overlap(data: CalibrationSet, other: CalibrationSet | Iterable[str]) -> None:
+def check_overlap(data: CalibrationSet, other: CalibrationSet | Iterable[str], names: Sequence[str] = ()) -> None:
     """Refuses to calibrate on what a model is judged on.
 
     Args:
         other: another set, or case hashes and content hashes (sha256) as they come.
+        names: what the error calls the studies of `data`; by default their case hashes.
 
-    Raises: UsageError (2) if a study is in both, by its UID's hash or by its content, or if one set's case hashes were
-        made with a site's secret and the other's were not, so that they cannot be compared.
+    Raises: UsageError (2) if a study is in both, by its UID's hash or by its content; as `check_salt` for a set.
     """
     if isinstance(other, CalibrationSet):
-        if data.salted != other.salted:
-            raise UsageError(
-                "only one of the two sets was made with FOURPHASE_SALT, so their cases cannot be compared",
-                "make both with the same FOURPHASE_SALT, or both without",
-                key="calibration_salt",
-            )
-        names = {name for case in other.cases for name in (case.case, case.sha256)}
-    else:
-        names = set(other)
-    shared = [case.case for case in data.cases if {case.case, case.sha256} & names]
+        other.check_salt(data.salt_mark)
+        other = [name for case in other.cases for name in (case.case, case.sha256)]
+    known, names = set(other), names or [case.case for case in data.cases]
+    shared = [name for name, case in zip(names, data.cases, strict=True) if {case.case, case.sha256} & known]
     if shared:
         raise UsageError(
-            f"{len(shared)} of {len(data)} calibration studies are also evaluated on: {', '.join(shared[:3])}"
-            + (", ..." if len(shared) > 3 else ""),
+            f"{len(shared)} of {len(data)} calibration studies are also in the other set: {', '.join(sorted(shared))}",
             "calibrate on other studies, or leave these out of the evaluation",
             key="calibration_overlap",
         )
@@ -202,13 +213,21 @@ def _parse(path: Path, manifest: Mapping[str, Any]) -> CalibrationSet:
     slices, rows, columns = preprocessing.size
     return CalibrationSet(
         path=path,
-        cases=tuple(CalibrationCase(**case) for case in manifest["cases"]),
+        cases=tuple(_case(section) for section in manifest["cases"]),
         phases=phases,
         preprocessing=preprocessing,
         shape=(len(phases), slices, preprocessing.channels, rows, columns),
         hu_histograms=manifest["hu_histograms"],
         salted=bool(manifest["salted"]),
+        salt_mark=str(manifest["salt_mark"]),
     )
+
+
+def _case(section: Mapping[str, Any]) -> CalibrationCase:
+    case = CalibrationCase(**section)
+    if not isinstance(case.label, str | None):
+        raise TypeError("a label is no text")
+    return case
 
 
 def _check_files(found: CalibrationSet) -> None:

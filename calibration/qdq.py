@@ -26,7 +26,7 @@ from fourphase.calibration.scales import Scales
 from fourphase.calibration.typed import fp16_policy
 from fourphase.runtime.errors import ModelIncompatible
 
-__all__ = ["INT8_BLOCKS", "insert_qdq", "int8_policy", "quantizable_values", "quantized_model"]
+__all__ = ["INT8_BLOCKS", "insert_qdq", "int8_policy", "quantizable_blocks", "quantizable_values", "quantized_model"]
 
 #: What the default INT8 policy quantizes on top of the FP16 policy: the four stages, which hold 93 % of a full-size
 #: network's multiply-accumulates. The stem (6 %) has three input channels, see `_pays`; conv1d (0.3 %) decides much and
@@ -68,6 +68,12 @@ def quantizable_values(model: onnx.ModelProto, policy: Policy | None = None) -> 
     policy = policy or Policy.of({"*": "int8"})
     plan = _plan(ir.serde.deserialize_model(model), policy, macs_by_output(model))
     return tuple(dict.fromkeys(str(value.name) for _, _, value in plan.activations()))
+
+
+def quantizable_blocks(model: onnx.ModelProto) -> set[str]:
+    """The blocks in which INT8 would change anything: a layer of theirs pays."""
+    plan = _plan(ir.serde.deserialize_model(model), Policy.of({"*": "int8"}), macs_by_output(model))
+    return {_block(node) for node in plan.weighted}
 
 
 def quantized_model(model: onnx.ModelProto, policy: Policy, scales: Scales) -> onnx.ModelProto:

@@ -21,12 +21,14 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import BLOCK_KEY
+from fourphase.calibration.blocks import BLOCK_KEY, Policy
 from fourphase.calibration.range_probes import SMALLEST_NORMAL, Statistics, measure
 from fourphase.calibration.typed import FP16_MAX, MOVING
+from fourphase.runtime.errors import ParityFailed
 
 __all__ = [
     "BlockRange", "RangeReport", "SumRange", "ValueRange", "audit_ranges", "fp16_sum_error", "overflowing_blocks",
+    "require_range",
 ]  # fmt: skip
 
 Array = NDArray[np.float32]
@@ -135,6 +137,27 @@ class RangeReport:
 def overflowing_blocks(report: RangeReport) -> set[str]:
     """The blocks that FP16 cannot hold: a value of theirs, a weight, or what they are given is beyond 65504."""
     return {block.block for block in report.blocks if block.overflows}
+
+
+def require_range(report: RangeReport, policies: Iterable[Policy]) -> None:
+    """Raises: ParityFailed (27) naming the block that FP16 cannot hold but that a policy would compute in it."""
+    policies = tuple(policies)
+    lowered = [
+        block
+        for block in report.blocks
+        if block.overflows and any(policy.precision_of(block.block) != "fp32" for policy in policies)
+    ]
+    if not lowered:
+        return
+    worst = min(lowered, key=lambda block: block.worst.headroom)
+    rows = [{"block": block.block, "node": block.worst.node, "peak": f"{block.worst.peak:.4g}"} for block in lowered]
+    raise ParityFailed(
+        f"block {worst.block} does not fit into FP16: its values reach {worst.worst.peak:.4g}, FP16 ends at"
+        f" {FP16_MAX:g}",
+        "keep it in fp32: build with --precision fp32, then let fp-export search find the policy, or give --policy",
+        key="fp16_overflow",
+        table=rows,
+    )
 
 
 @cache

@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from fourphase.calibration.cpu_session import cpu_session
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import InputMissing
 
@@ -118,12 +119,7 @@ def _run(
     model: onnx.ModelProto, outputs: Mapping[str, tuple[str, str]], studies: Iterable[Array]
 ) -> tuple[dict[str, dict[str, float]], int]:
     """statistic -> name -> number over all studies, and how many there were."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model.SerializeToString(), optimize=False)
     (source,) = session.get_inputs()
     found: dict[str, dict[str, float]] = {statistic: {} for statistic in _CARRY}
     count = 0

@@ -19,9 +19,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import block_names, with_outputs
+from fourphase.calibration.cpu_session import cpu_session
 from fourphase.calibration.typed import MOVING
 
-__all__ = ["rounded_model", "rounding_session"]
+__all__ = ["rounded_model", "rounded_session", "rounding_session"]
 
 Array = NDArray[np.float32]
 
@@ -30,25 +31,32 @@ _SELECTING = MOVING | {"Abs", "Clip", "Max", "MaxPool", "Min", "Neg", "ReduceMax
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 
 
-def rounding_session(model: onnx.ModelProto, *, blocks: bool = False) -> Callable[[Array], dict[str, Array]]:
+def rounding_session(
+    model: onnx.ModelProto, *, blocks: bool = False, rounds: bool = True
+) -> Callable[[Array], dict[str, Array]]:
     """Prepares a typed graph for evaluation.
 
     Args:
         blocks: also return every block's output, which takes memory for all of them.
+        rounds: False leaves every activation in FP32 (weights and int8 codes stay what they are): what a program that
+            fuses everything would compute. Real programs lie between the two.
 
     Returns: studies float32 (B, P, T, C, H, W) -> name -> float32 array; the graph's outputs, then its blocks.
     """
-    import onnxruntime
+    return rounded_session(ir.serde.deserialize_model(model), blocks=blocks, rounds=rounds)
 
-    rounded = rounded_model(model)
+
+def rounded_session(
+    graph: ir.Model, *, blocks: bool = False, rounds: bool = True
+) -> Callable[[Array], dict[str, Array]]:
+    """`rounding_session` of a graph that is in memory; the graph is changed in place."""
+    (_round_all if rounds else _unround_all)(graph)
+    rounded = ir.serde.serialize_model(graph)
     names = [value.name for value in rounded.graph.output]
     if blocks:
         names += block_names(rounded)
         rounded = with_outputs(rounded, block_names(rounded))
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(rounded.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(rounded.SerializeToString(), optimize=False)
     (source,) = session.get_inputs()
     return lambda studies: dict(zip(names, session.run(names, {source.name: studies}), strict=True))
 
@@ -56,15 +64,35 @@ def rounding_session(model: onnx.ModelProto, *, blocks: bool = False) -> Callabl
 def rounded_model(model: onnx.ModelProto) -> onnx.ModelProto:
     """A float32 graph whose values are those of the typed graph, rounded where they are FP16; names are kept."""
     graph = ir.serde.deserialize_model(model)
-    for value in graph.graph.initializers.values():
-        if value.dtype == _HALF and value.const_value is not None:
-            array = value.const_value.numpy().astype(np.float32)
-            value.const_value, value.type = ir.tensor(array, name=value.name), ir.TensorType(_FULL)
+    _round_all(graph)
+    return ir.serde.serialize_model(graph)
+
+
+def _round_all(graph: ir.Model) -> None:
+    _fill_weights(graph)
     for node in list(graph.graph):
         for value in node.outputs:
             if value.dtype == _HALF:
                 _round(graph.graph, node, value)
-    return ir.serde.serialize_model(graph)
+
+
+def _unround_all(graph: ir.Model) -> None:
+    """Every FP16 value in FP32, and nothing rounded."""
+    _fill_weights(graph)
+    for node in graph.graph:
+        for value in node.outputs:
+            if value.dtype == _HALF:
+                value.type = ir.TensorType(_FULL)
+        if node.op_type == "Cast" and node.attributes.get_int("to") == int(_HALF):
+            node.attributes["to"] = ir.AttrInt64("to", int(_FULL))
+
+
+def _fill_weights(graph: ir.Model) -> None:
+    """FP16 initializers' values in FP32."""
+    for value in graph.graph.initializers.values():
+        if value.dtype == _HALF and value.const_value is not None:
+            array = value.const_value.numpy().astype(np.float32)
+            value.const_value, value.type = ir.tensor(array, name=value.name), ir.TensorType(_FULL)
 
 
 def _round(graph: ir.Graph, node: ir.Node, value: ir.Value) -> None:

@@ -7,20 +7,22 @@ of this.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import with_outputs
-from fourphase.calibration.calibration_set import CalibrationSet
+from fourphase.calibration.cpu_session import cpu_session
 from fourphase.calibration.histograms import Histogram
 from fourphase.calibration.int8 import scale_of
 from fourphase.calibration.thresholds import ALGORITHMS, threshold_of
@@ -29,10 +31,34 @@ from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible, UsageError
 
-__all__ = ["ActivationHistograms", "Scales", "collect_histograms", "read_scales", "scales_from", "write_scales"]
+__all__ = [
+    "ActivationHistograms",
+    "CalibrationData",
+    "Scales",
+    "collect_histograms",
+    "growing_histograms",
+    "read_scales",
+    "scales_from",
+    "write_scales",
+]
 
 SCHEMA = "fourphase.scales/1"
 Floats = NDArray[np.float32]
+
+
+class CalibrationData(Protocol):
+    """Studies to take scales from, read or made one by one: a calibration set, phantoms."""
+
+    def __len__(self) -> int: ...
+
+    def studies(self) -> Iterator[Floats]:
+        """float32 (1, P, T, C, H, W) each, preprocessed."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """Of everything that scales depend on."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,22 +88,45 @@ class Scales:
     data_hash: str
     tools: Mapping[str, str]
 
+    def to_json(self) -> bytes:
+        """The file's content, with a digest of its own."""
+        content = asdict(self)
+        return (json.dumps({"schema": SCHEMA, "sha256": _digest(content), **content}, indent=1) + "\n").encode()
 
-def collect_histograms(model: bytes, names: Sequence[str], data: CalibrationSet) -> ActivationHistograms:
+
+def collect_histograms(model: bytes, names: Sequence[str], data: CalibrationData) -> ActivationHistograms:
     """Runs every study of the set through the FP32 model and counts the values of the activations `names`.
 
     Raises: ModelIncompatible (20) if the model has no such value, does not take the set's studies, or computes a
         value that is not finite; IntegrityError (21) if a file of the set is damaged.
     """
+    (found,) = growing_histograms(model, names, data, [len(data)])
+    return found
+
+
+def growing_histograms(
+    model: bytes, names: Sequence[str], data: CalibrationData, counts: Sequence[int]
+) -> tuple[ActivationHistograms, ...]:
+    """The histograms of the first `counts[0]` studies, of the first `counts[1]`, ..., in one pass over the set.
+
+    Args:
+        counts: ascending, the last one at most `len(data)`.
+
+    Raises: as `collect_histograms`.
+    """
     histograms = {name: Histogram() for name in names}
+    digest, found = hashlib.sha256(model).hexdigest(), []
     run = _runner(model, names)
-    with progress("calibrating", len(data)) as advance:
-        for study in data.studies():
+    with progress("calibrating", counts[-1]) as advance:
+        for number, study in enumerate(itertools.islice(data.studies(), counts[-1]), start=1):
             for name, values in zip(names, run(study), strict=True):
                 _require_finite(name, values)
                 histograms[name].add(values)
             advance(1)
-    return ActivationHistograms(histograms, hashlib.sha256(model).hexdigest(), data.hash)
+            if number in counts:
+                data_hash = data.hash if number == len(data) else _hash_of_first(number, data)
+                found.append(ActivationHistograms(copy.deepcopy(histograms), digest, data_hash))
+    return tuple(found)
 
 
 def scales_from(activations: ActivationHistograms, algorithm: str) -> Scales:
@@ -101,9 +150,29 @@ def scales_from(activations: ActivationHistograms, algorithm: str) -> Scales:
 
 def write_scales(path: Path, scales: Scales) -> None:
     """Writes the scales as JSON, complete or not at all. Raises: OutputNotWritable (30)."""
-    content = asdict(scales)
-    document = {"schema": SCHEMA, "sha256": _digest(content), **content}
-    write_file(path, (json.dumps(document, indent=1, allow_nan=False) + "\n").encode())
+    write_file(path, scales.to_json())
+
+
+def scales_from_json(data: bytes) -> Scales:
+    """The scales that `Scales.to_json` wrote.
+
+    Raises: ModelIncompatible (20) for another schema; IntegrityError (21) if they were altered.
+    """
+    try:
+        document = json.loads(data)
+    except ValueError as error:
+        raise _altered() from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
+        raise ModelIncompatible(
+            f"the file is not a {SCHEMA} file", "delete it and calibrate again", key="scales_unknown"
+        )
+    try:
+        digest, scales = document.pop("sha256"), Scales(**document)
+    except (KeyError, TypeError) as error:
+        raise _altered() from error
+    if digest != _digest(asdict(scales)):
+        raise _altered()
+    return scales
 
 
 def read_scales(path: Path, *, onnx_sha256: str, data_hash: str, algorithm: str) -> Scales:
@@ -127,24 +196,11 @@ def read_scales(path: Path, *, onnx_sha256: str, data_hash: str, algorithm: str)
 
 def _parse(path: Path) -> Scales:
     try:
-        document = json.loads(path.read_bytes())
+        return scales_from_json(path.read_bytes())
     except OSError as error:
         raise ModelIncompatible(
             f"the scales cannot be read: {(error.strerror or 'error').lower()}", "calibrate first", key="scales_missing"
         ) from error
-    except ValueError as error:
-        raise _altered() from error
-    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
-        raise ModelIncompatible(
-            f"the file is not a {SCHEMA} file", "delete it and calibrate again", key="scales_unknown"
-        )
-    try:
-        digest, scales = document.pop("sha256"), Scales(**document)
-    except (KeyError, TypeError) as error:
-        raise _altered() from error
-    if digest != _digest(asdict(scales)):
-        raise _altered()
-    return scales
 
 
 def _altered() -> IntegrityError:
@@ -161,6 +217,10 @@ def _tools() -> dict[str, str]:
     return {name: version(name) for name in ("fourphase", "numpy", "onnxruntime")}
 
 
+def _hash_of_first(count: int, data: CalibrationData) -> str:
+    return hashlib.sha256(canonical_json([count, data.hash]).encode()).hexdigest()
+
+
 def _require_finite(name: str, values: Floats) -> None:
     if not np.isfinite(values).all():
         raise ModelIncompatible(
@@ -172,14 +232,9 @@ def _require_finite(name: str, values: Floats) -> None:
 
 def _runner(model: bytes, names: Sequence[str]) -> Callable[[Floats], list[Floats]]:
     """A function from a study, float32 (1, P, T, C, H, W), to the activations `names`, float32 arrays."""
-    import onnxruntime
-
     marked = with_outputs(onnx.load_model_from_string(model), names).SerializeToString()
-    options = onnxruntime.SessionOptions()
-    options.use_deterministic_compute = True
-    options.log_severity_level = 4
     try:
-        session = onnxruntime.InferenceSession(marked, options, providers=["CPUExecutionProvider"])
+        session = cpu_session(marked)
     except Exception as error:  # the package's exceptions share no base class
         raise ModelIncompatible(
             f"ONNX Runtime cannot load the model with its activations as outputs: {str(error).splitlines()[0]}",

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import Policy, selectors_of
+from fourphase.calibration.blocks import PRECISIONS, Policy, selectors_of
 from fourphase.calibration.cost import BlockCost, policy_cost
 from fourphase.calibration.gates import Acceptance, Verdict, judge
 from fourphase.runtime.atomic import write_file
@@ -35,7 +35,7 @@ Evaluate = Callable[[Policy], Floats]
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """One group lowered alone: its share of the cost saved, and the harm."""
+    """One group lowered alone: its share of the cost saved, and the harm; `finite` is false if a logit is not."""
 
     group: str
     precision: str
@@ -43,6 +43,7 @@ class Sensitivity:
     sqnr_db: float
     flips: int
     auc_change: float | None
+    finite: bool
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,16 @@ class Step:
     sqnr_db: float
     flips: int
     auc_change: float | None
+    finite: bool
     kept: bool
 
 
 @dataclass(frozen=True, eq=False)
 class SearchResult:
-    """The chosen policy, the two tables it came from, and its verdict."""
+    """The chosen policy, the two tables it came from, and its verdict; `held` are the blocks kept in FP32 by name."""
 
     policy: Policy
+    held: tuple[str, ...]
     cost: float
     sensitivities: tuple[Sensitivity, ...]
     steps: tuple[Step, ...]
@@ -72,6 +75,7 @@ class SearchResult:
         return {
             "schema": "fourphase.search/1",
             "policy": dict(self.policy.rules),
+            "held": list(self.held),
             "cost_relative_to_fp32": self.cost,
             "sensitivities": [_finite(asdict(row)) for row in self.sensitivities],
             "steps": [_finite(asdict(row)) for row in self.steps],
@@ -129,7 +133,8 @@ def search(
     limits: Acceptance,
     *,
     positives: NDArray[np.bool_] | None = None,
-    precisions: Sequence[str] = ("fp16", "int8"),
+    lowerings: Mapping[str, Sequence[str]] | None = None,
+    held: Sequence[str] = (),
 ) -> SearchResult:
     """Finds the cheapest policy within `limits`.
 
@@ -137,53 +142,74 @@ def search(
         evaluate: policy -> logits of the same studies, the empty policy being the FP32 baseline.
         costs: block -> cost; the blocks to choose for.
         positives: truth (N,), where there are labels.
-        precisions: what a group may be lowered to.
+        lowerings: group -> what it may be lowered to; None: every group to FP16 and to INT8.
+        held: blocks that stay in FP32 whatever becomes of their group.
     """
-    groups = groups_of(list(costs))
-    baseline = evaluate(Policy(()))
-    tries = [(group, precision) for group in groups for precision in precisions]
-    name = "+".join(precisions)
+    if lowerings is None:
+        lowerings = dict.fromkeys(groups_of(list(costs)), ("fp16", "int8"))
+    task = _Task(evaluate, costs, limits, positives, evaluate(Policy(())), dict.fromkeys(held, "fp32"))
+    tries = [(group, precision) for group, precisions in lowerings.items() for precision in precisions]
     sensitivities = []
     with progress("sensitivity", len(tries)) as advance:
         for group, precision in tries:
-            sensitivities.append(_sensitivity(evaluate, costs, limits, baseline, positives, group, precision))
+            sensitivities.append(task.sensitivity(group, precision))
             advance(1)
-    rules: dict[str, str] = {}
-    steps = []
-    verdict = judge(name, baseline, baseline, limits, positives)
     with progress("search", len(tries)) as advance:
-        for row in sorted(sensitivities, key=_harm_per_saving):
+        return task.descend(sorted(sensitivities, key=_harm_per_saving), tuple(sensitivities), advance)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """What every step needs: the arguments of `search`, the baseline's logits, and the rules that always hold."""
+
+    evaluate: Evaluate
+    costs: Mapping[str, BlockCost]
+    limits: Acceptance
+    positives: NDArray[np.bool_] | None
+    baseline: Floats
+    held: Mapping[str, str]
+
+    def judge(self, policy: Policy) -> Verdict:
+        name = min((rule[1] for rule in policy.rules), key=PRECISIONS.index, default="fp32")
+        return judge(name, self.baseline, self.evaluate(policy), self.limits, self.positives)
+
+    def sensitivity(self, group: str, precision: str) -> Sensitivity:
+        policy = Policy.of({**self.held, group: precision})
+        verdict = self.judge(policy)
+        saved = 1 - policy_cost(self.costs, policy)
+        harm = verdict.sqnr_db, verdict.flips, _auc_change(verdict), _is_finite(verdict)
+        return Sensitivity(group, precision, saved, *harm)
+
+    def descend(
+        self, ordered: Sequence[Sensitivity], sensitivities: tuple[Sensitivity, ...], advance: Callable[[int], None]
+    ) -> SearchResult:
+        """Lowers group after group; a lowering that breaks the limits is taken back."""
+        rules, steps, verdict = dict(self.held), [], None
+        for row in ordered:
             advance(1)
             if row.cost_saved <= 0 or _rank(row.precision) >= _rank(rules.get(row.group, "fp32")):
                 continue
             policy = Policy.of({**rules, row.group: row.precision})
-            tried = judge(name, baseline, evaluate(policy), limits, positives)
-            steps.append(_step(row, policy_cost(costs, policy), tried))
+            tried = self.judge(policy)
+            steps.append(_step(row, policy_cost(self.costs, policy), tried))
             if not tried.failed:
                 rules, verdict = dict(policy.rules), tried
-    chosen = Policy.of(rules)
-    return SearchResult(chosen, policy_cost(costs, chosen), tuple(sensitivities), tuple(steps), verdict)
+        chosen = Policy.of(rules)
+        cost = policy_cost(self.costs, chosen)
+        return SearchResult(chosen, tuple(self.held), cost, sensitivities, tuple(steps), verdict or self.judge(chosen))
 
 
-def _sensitivity(
-    evaluate: Evaluate,
-    costs: Mapping[str, BlockCost],
-    limits: Acceptance,
-    baseline: Floats,
-    positives: NDArray[np.bool_] | None,
-    group: str,
-    precision: str,
-) -> Sensitivity:
-    policy = Policy.of({group: precision})
-    verdict = judge(precision, baseline, evaluate(policy), limits, positives)
-    change = verdict.auc_change[0] if verdict.auc_change else None
-    saved = 1 - policy_cost(costs, policy)
-    return Sensitivity(group, precision, saved, verdict.sqnr_db, verdict.flips, change)
+def _auc_change(verdict: Verdict) -> float | None:
+    return verdict.auc_change[0] if verdict.auc_change else None
 
 
 def _step(row: Sensitivity, cost: float, verdict: Verdict) -> Step:
-    change = verdict.auc_change[0] if verdict.auc_change else None
-    return Step(row.group, row.precision, cost, verdict.sqnr_db, verdict.flips, change, kept=not verdict.failed)
+    harm = verdict.sqnr_db, verdict.flips, _auc_change(verdict), _is_finite(verdict)
+    return Step(row.group, row.precision, cost, *harm, kept=not verdict.failed)
+
+
+def _is_finite(verdict: Verdict) -> bool:
+    return "finite" not in verdict.failed
 
 
 def _harm_per_saving(row: Sensitivity) -> tuple[float, float, str, str]:
@@ -194,9 +220,9 @@ def _harm_per_saving(row: Sensitivity) -> tuple[float, float, str, str]:
 
 
 def _rank(precision: str) -> int:
-    return ("int8", "fp16", "fp32").index(precision)
+    return PRECISIONS.index(precision)
 
 
 def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: equal logits are written as null."""
+    """JSON has no infinity: the SQNR is null for equal logits and for such that are not finite; `finite` tells."""
     return {key: None if isinstance(value, float) and not np.isfinite(value) else value for key, value in row.items()}

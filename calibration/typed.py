@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fourphase.calibration.blocks import BLOCK_KEY, Policy, selectors_of
 from fourphase.runtime.errors import ExportRefused
 
-__all__ = ["FP16_EXCEPT", "FP16_MAX", "MOVING", "fp16_policy", "typed_model"]
+__all__ = ["FP16_EXCEPT", "FP16_MAX", "MOVING", "fp16_policy", "type_graph", "typed_model"]
 
 #: The largest finite FP16 value.
 FP16_MAX = 65504.0
@@ -55,6 +55,12 @@ def typed_model(model: onnx.ModelProto, policy: Policy) -> onnx.ModelProto:
         cannot hold, or the operator that has no FP16 form, and for a graph that holds FP16 already.
     """
     graph = ir.serde.deserialize_model(model)
+    type_graph(graph, policy)
+    return ir.serde.serialize_model(graph)
+
+
+def type_graph(graph: ir.Model, policy: Policy) -> None:
+    """`typed_model` in place. Raises: as it does."""
     if any(value.dtype == _HALF for node in graph.graph for value in node.outputs):
         raise ExportRefused(
             "the graph holds FP16 values already", "give the policy to the FP32 graph", key="already_typed"
@@ -69,7 +75,6 @@ def typed_model(model: onnx.ModelProto, policy: Policy) -> onnx.ModelProto:
     typing.restore_outputs()
     _hold_casts_before_gru(graph.graph)
     common.RemoveUnusedNodesPass()(graph)
-    return ir.serde.serialize_model(graph)
 
 
 class _Typing:

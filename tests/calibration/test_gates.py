@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,13 @@ def test_one_changed_decision_fails_at_zero_flips() -> None:
     require(judge("int8", LOGITS, changed, Acceptance(10.0, max_flips=1), TRUTH), Acceptance(10.0, max_flips=1))
 
 
+@pytest.mark.parametrize(("studies", "allowed"), [(40, 0), (99, 0), (100, 1), (250, 2)])
+def test_int8_may_tip_one_decision_in_a_hundred(studies: int, allowed: int) -> None:
+    assert DEFAULTS["int8"].flips_of(studies) == allowed
+    assert DEFAULTS["fp16"].flips_of(studies) == 0
+    assert replace(DEFAULTS["int8"], max_flips=3).flips_of(studies) == 3
+
+
 def test_a_loss_of_auc_fails_with_its_size() -> None:
     worse = LOGITS.copy()
     worse[TRUTH, 1] -= 1.5
@@ -74,7 +82,7 @@ def test_accept_toml_changes_what_it_names(tmp_path: Path) -> None:
     path = tmp_path / "accept.toml"
     path.write_text("[int8]\nmax_flips = 3\n")
     read = read_acceptance(path)
-    assert read["int8"] == Acceptance(DEFAULTS["int8"].min_sqnr_db, max_flips=3)
+    assert read["int8"] == replace(DEFAULTS["int8"], max_flips=3)
     assert read["fp16"] == DEFAULTS["fp16"]
     assert read_acceptance(None) == DEFAULTS
 
