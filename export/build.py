@@ -1,41 +1,62 @@
-"""Checkpoint -> verified ONNX -> bundle: the steps of `fp-export`, each of which may refuse and leaves nothing behind.
+"""Checkpoint -> verified ONNX -> lowered, judged models -> bundle: the steps of `fp-export build-engine`.
 
-This version writes FP32. FP16 and INT8 are refused, not approximated.
+Each step may refuse, and a refusal leaves nothing behind: an existing bundle is replaced only when every gate passed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import node_blocks
+from fourphase.calibration.cached_scales import CachedScales, cached_scales
+from fourphase.calibration.evaluation import Studies
+from fourphase.calibration.gates import require
+from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, steps_of
+from fourphase.calibration.lowering import blocks_of
+from fourphase.calibration.range_audit import RangeReport, audit_ranges, require_range
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
-from fourphase.engine.bundle import BundleContents, OnnxModel, check_target, write_bundle
+from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, write_bundle
 from fourphase.engine.flavour import Target, choose_target
+from fourphase.export.blocks import record_blocks
+from fourphase.export.build_report import (
+    calibration_record,
+    golden_record,
+    ladder_record,
+    parity_record,
+    report_of,
+    tool_versions,
+)
+from fourphase.export.build_request import BuildRequest, StudySets, choose_jury, load_study_sets, policies_of
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
-from fourphase.export.golden import golden_codes, golden_outputs
+from fourphase.export.golden import GoldenStudies, golden_codes, golden_file
 from fourphase.export.guards import check_graph, require_clean
-from fourphase.export.onnx_export import onnx_from_network
+from fourphase.export.network import FourPhaseNet
+from fourphase.export.onnx_export import OUTPUTS, chosen_gru, onnx_from_network
 from fourphase.export.parity import ParityReport, measure_parity, require_parity
+from fourphase.export.report_html import report_html
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress
+from fourphase.runtime.errors import UsageError
 from fourphase.runtime.golden import study_from_codes
 
-__all__ = ["BuildResult", "VerifiedModel", "build_bundle", "verified_onnx", "verify_model"]
+__all__ = ["BuildResult", "VerifiedModel", "build_bundle", "torch_baseline", "verified_onnx", "verify_model"]
+
+Floats = NDArray[np.float32]
 
 #: Parity is measured at batch 1, 2 and 3; two of the three inputs go into the bundle.
 _PARITY_STUDIES = 3
 _GOLDEN_STUDIES = 2
-_TOOLS = ("fourphase", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "safetensors")
+#: The audit watches every value of the graph; a few studies show its range.
+_AUDITED_STUDIES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +73,10 @@ class VerifiedModel:
     parity: ParityReport
     codes: NDArray[np.uint8]
 
+    @property
+    def golden(self) -> GoldenStudies:
+        return GoldenStudies(self.codes, self.checkpoint.preprocessing)
+
 
 @dataclass(frozen=True, eq=False)
 class BuildResult:
@@ -62,13 +87,27 @@ class BuildResult:
     report: dict[str, Any]
 
 
-def verified_onnx(checkpoint: Checkpoint) -> VerifiedModel:
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Everything that was measured of the lowered models."""
+
+    jury: Jury
+    rungs: tuple[Rung, ...]
+    ranges: RangeReport | None
+    scales: CachedScales | None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(rung.step for rung in self.rungs)
+
+
+def verified_onnx(checkpoint: Checkpoint, gru: str = "loop") -> VerifiedModel:
     """Exports a checkpoint and verifies the graph.
 
     Raises: ExportRefused (25), ParityFailed (27) naming the block.
     """
     with progress("exporting to ONNX", None):
-        model = onnx_from_network(checkpoint.network, checkpoint.preprocessing)
+        model = onnx_from_network(checkpoint.network, checkpoint.preprocessing, gru)
     return verify_model(checkpoint, model)
 
 
@@ -85,79 +124,125 @@ def verify_model(checkpoint: Checkpoint, model: onnx.ModelProto) -> VerifiedMode
     return VerifiedModel(checkpoint, model, model.SerializeToString(), parity, codes)
 
 
-def build_bundle(
-    path: Path,
-    output: Path,
-    *,
-    config: Path | None = None,
-    target: str = "auto",
-    compute_capabilities: Sequence[str] = (),
-) -> BuildResult:
-    """Builds the FP32 bundle of a checkpoint; an existing bundle is replaced only when everything passed.
+def torch_baseline(network: FourPhaseNet) -> Baseline:
+    """The PyTorch network in FP32, on the CPU."""
 
-    Args:
-        path: the checkpoint. config: TOML that overrides what it carries.
-        target: "auto", "tensorrt", "tensorrt-rtx" or "none" (ONNX only).
-        compute_capabilities: for TensorRT for RTX: the GPUs to build for, such as "8.9".
+    def run(study: Floats) -> dict[str, Floats]:
+        with torch.no_grad():
+            outputs = network.eval()(torch.from_numpy(study))
+        return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
+
+    def blocks(study: Floats) -> dict[str, Floats]:
+        with torch.no_grad(), record_blocks(network.eval()) as found:
+            network(torch.from_numpy(study))
+        return {name: value.numpy() for name, value in found.items()}
+
+    return Baseline(run, blocks)
+
+
+def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) -> BuildResult:
+    """Builds the bundle of a checkpoint; an existing bundle is replaced only when everything passed.
+
+    Raises: UsageError (2), InputMissing (10), ModelIncompatible (20), ExportRefused (25), EngineBuildFailed (26),
+        ParityFailed (27), AccuracyGateFailed (28), OutputNotWritable (30), EnvironmentFault (24).
     """
+    request = request or BuildRequest()
     started = time.monotonic()
     check_target(output)
-    chosen = choose_target(target)
-    options = BuildOptions(compute_capabilities=tuple(compute_capabilities))
-    if chosen.name != "none":
-        check_build(chosen.name, options)
-    verified = verified_onnx(load_checkpoint(path, config))
-    blocks = node_blocks(verified.model)
-    engines: tuple[EnginePlan, ...] = ()
-    if chosen.name != "none":
-        engines = (build_engine(verified.data, chosen.name, precision="fp32", options=options, blocks=blocks),)
-    report = _report(verified, chosen, engines, time.monotonic() - started)
-    checkpoint, network = verified.checkpoint, verified.checkpoint.network
-    contents = BundleContents(
-        classes=network.config.classes,
-        phases=network.config.phases,
-        network=network.config.to_dict(),
-        preprocessing=checkpoint.preprocessing,
-        models={"fp32": OnnxModel(verified.data, dict.fromkeys(sorted(set(blocks.values())), "fp32"))},
-        golden=golden_outputs(verified.codes[:_GOLDEN_STUDIES], verified.parity),
-        engines=engines,
-        parity={"torch_fp32_to_onnx_fp32": _summary(verified.parity)},
-        report=report,
-        tools=_tools(),
+    target, options = choose_target(request.target), BuildOptions(compute_capabilities=request.compute_capabilities)
+    if target.name != "none":
+        check_build(target.name, options)
+    gru, acceptance = chosen_gru(request.gru), request.thresholds()
+    checkpoint = load_checkpoint(path, request.config)
+    sets = load_study_sets(
+        request.calibration, request.evaluation, checkpoint.preprocessing, checkpoint.network.config.phases
     )
-    return BuildResult(write_bundle(output, contents), chosen, report)
-
-
-def _summary(parity: ParityReport) -> dict[str, Any]:
-    worst = parity.worst
-    return {"rtol": parity.rtol, "worst_block": worst.block, "worst_relative": worst.relative, "rows": len(parity.rows)}
-
-
-def _report(verified: VerifiedModel, target: Target, engines: tuple[EnginePlan, ...], seconds: float) -> dict[str, Any]:
-    checkpoint = verified.checkpoint
-    return {
-        "schema": "fourphase.report/1",
-        "checkpoint": {"sha256": checkpoint.sha256, "notes": list(checkpoint.notes)},
-        "parameters": sum(parameter.numel() for parameter in checkpoint.network.parameters()),
-        "onnx": {
-            "bytes": len(verified.data),
-            "sha256": hashlib.sha256(verified.data).hexdigest(),
-            "nodes": len(verified.model.graph.node),
-            "guards": "passed",
-        },
-        "parity": verified.parity.to_dict(),
+    _require_calibration(request, sets)
+    verified = verified_onnx(checkpoint, gru[0])
+    judged = _judge(verified, request, sets)
+    for rung in judged.rungs:
+        require(rung.verdict, acceptance[rung.step.precision])
+    last = judged.steps[-1]
+    engines = _engines(last, target, options)
+    report = report_of(
+        verified.checkpoint, verified.model, verified.parity, judged.rungs, judged.jury, judged.ranges, gru, engines
+    )
+    kept = GoldenStudies(verified.codes[:_GOLDEN_STUDIES], checkpoint.preprocessing)
+    golden = golden_file(kept, verified.parity.reference, judged.steps[1:])
+    report |= {
+        "calibration": calibration_record(sets.calibration, judged.scales),
+        "golden": golden_record(golden),
         "target": {"name": target.name, "reason": target.reason},
-        "engines": [{"key": engine.key, "bytes": len(engine.plan), **engine.meta} for engine in engines],
-        "seconds": round(seconds, 1),
+        "seconds": round(time.monotonic() - started, 1),
     }
+    return BuildResult(write_bundle(output, _contents(verified, judged, golden, engines, report)), target, report)
 
 
-def _tools() -> dict[str, str]:
-    """Versions of what made the bundle; a package that is not installed is left out."""
-    versions = {}
-    for name in _TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
+def _require_calibration(request: BuildRequest, sets: StudySets) -> None:
+    """Before minutes are spent: int8 without data is never made of random numbers."""
+    if request.precision == "int8" and sets.calibration is None:
+        raise UsageError(
+            "int8 needs a calibration set",
+            "make one with fp-export calibrate STUDY_DIR... -o DIR, and give it as --calibration DIR",
+            key="calibration_needed",
+        )
+
+
+def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets) -> _Judged:
+    """Lowers the model as asked for, and measures everything there is to measure."""
+    policies = policies_of(request, blocks_of(verified.model))
+    jury = choose_jury(sets, verified.golden)
+    ranges = None
+    if policies:
+        ranges = audit_ranges(verified.model, _first(jury.studies))
+        require_range(ranges, policies.values())
+    scales = None
+    if "int8" in policies:
+        _require_calibration(BuildRequest("int8"), sets)
+        assert sets.calibration is not None
+        scales = cached_scales(verified.data, sets.calibration, request.algorithm)
+    steps = steps_of(verified.model, policies, scales.scales if scales else None)
+    network = verified.checkpoint.network
+    rungs = climb(steps, torch_baseline(network), jury, request.thresholds(), network.config.classes)
+    return _Judged(jury, rungs, ranges, scales)
+
+
+def _first(studies: Studies) -> list[Floats]:
+    return [studies.study(index) for index in range(min(len(studies), _AUDITED_STUDIES))]
+
+
+def _engines(step: Step, target: Target, options: BuildOptions) -> tuple[EnginePlan, ...]:
+    """The engine of the precision asked for."""
+    if target.name == "none":
+        return ()
+    data = step.model.SerializeToString()
+    return (build_engine(data, target.name, precision=step.precision, options=options, blocks=node_blocks(step.model)),)
+
+
+def _contents(
+    verified: VerifiedModel,
+    judged: _Judged,
+    golden: GoldenFile,
+    engines: Sequence[EnginePlan],
+    report: dict[str, Any],
+) -> BundleContents:
+    checkpoint, config = verified.checkpoint, verified.checkpoint.network.config
+    extra = {"report.html": report_html(report).encode()}
+    if judged.scales is not None:
+        extra["scales.json"] = judged.scales.scales.to_json()
+    return BundleContents(
+        classes=config.classes,
+        phases=config.phases,
+        network=config.to_dict(),
+        preprocessing=checkpoint.preprocessing,
+        models={
+            step.precision: OnnxModel(step.model.SerializeToString(), precisions_of(step)) for step in judged.steps
+        },
+        golden=golden,
+        engines=tuple(engines),
+        parity=parity_record(verified.parity) | {"ladder": ladder_record(judged.rungs, judged.jury)},
+        report=report,
+        tools=tool_versions(),
+        calibration=report["calibration"],
+        extra=extra,
+    )

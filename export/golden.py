@@ -3,24 +3,40 @@
 The inputs look like windowed CT only in range and coarseness: random blocks of grey, the same on every machine. They
 are stored as 8-bit codes (see `fourphase.runtime.golden`), so that the file stays small and every reader decodes the
 same floats.
+
+A lowered model's golden outputs are the literal evaluation's, which rounds every FP16 value. A program that fuses
+operators rounds less often, and near a tie one rounding moves an int8 code by a whole step. How much that is depends on
+the network, so it is measured: the same graph is evaluated once more with nothing rounded to FP16. Programs lie between
+the two; the tolerance is twice the difference.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.engine.bundle import GoldenOutputs
+from fourphase.calibration.ladder import Step
+from fourphase.calibration.rounding import rounding_session
+from fourphase.engine.bundle import GoldenFile, GoldenOutputs
 from fourphase.export.onnx_export import OUTPUTS
-from fourphase.export.parity import ParityReport
 from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.console import progress
+from fourphase.runtime.golden import study_from_codes
 
-__all__ = ["golden_codes", "golden_outputs"]
+__all__ = ["GoldenStudies", "golden_codes", "golden_file"]
+
+Floats = NDArray[np.float32]
 
 #: Edge of a block of equal grey: (slices, rows, columns). Coarse enough to compress, fine enough to excite every stage.
 _GRAIN = (4, 8, 8)
 #: What a backend may differ by at the start-up self-check, in logits. FP32 on two CPUs differs by about 1e-5.
 FP32_TOLERANCE = (1e-3, 1e-3)
+#: How much more than the measured spread a backend may differ, and the least it may, as a share of the largest logit.
+_SPREAD_FACTOR = 2.0
+_LOWERED_FLOOR = {"fp16": 1e-3, "int8": 1e-2}
 
 
 def golden_codes(count: int, phases: int, preprocessing: PreprocessingConfig, seed: int = 0) -> NDArray[np.uint8]:
@@ -34,8 +50,47 @@ def golden_codes(count: int, phases: int, preprocessing: PreprocessingConfig, se
     return np.ascontiguousarray(codes[:, :, :slices, :, :rows, :columns])
 
 
-def golden_outputs(codes: NDArray[np.uint8], parity: ParityReport) -> GoldenOutputs:
-    """The golden file's content: `codes` uint8 (N, ...) and what PyTorch computed for them while measuring parity."""
-    atol, rtol = FP32_TOLERANCE
-    logits, phase_logits = (parity.reference[name][: len(codes)] for name in OUTPUTS)
-    return GoldenOutputs(codes, logits, phase_logits, atol, rtol)
+@dataclass(frozen=True, eq=False)
+class GoldenStudies:
+    """The golden inputs as studies: nobody's, so they have no labels. `codes` is uint8 (N, P, T, C, H, W)."""
+
+    codes: NDArray[np.uint8]
+    preprocessing: PreprocessingConfig
+    labels: None = None
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def study(self, index: int) -> Floats:
+        return study_from_codes(self.codes[index : index + 1], self.preprocessing)
+
+
+def golden_file(studies: GoldenStudies, fp32: Mapping[str, Floats], lowered: Sequence[Step]) -> GoldenFile:
+    """The golden file's content.
+
+    Args:
+        fp32: PyTorch's `logits` (N, K) and `phase_logits` (N, P, K) for at least as many studies.
+        lowered: the models whose literal outputs go beside them.
+    """
+    reference = {name: values[: len(studies)] for name, values in fp32.items()}
+    outputs = {"fp32": GoldenOutputs(reference["logits"], reference["phase_logits"], *FP32_TOLERANCE)}
+    with progress("golden outputs", len(lowered)) as advance:
+        for step in lowered:
+            outputs[step.precision] = _lowered(step, studies)
+            advance(1)
+    return GoldenFile(studies.codes, outputs)
+
+
+def _lowered(step: Step, studies: GoldenStudies) -> GoldenOutputs:
+    literal, fused = (_outputs(step, studies, rounds=rounds) for rounds in (True, False))
+    spread = max(float(np.abs(one - two).max()) for one, two in zip(literal, fused, strict=True))
+    peak = max(float(np.abs(values).max()) for values in literal)
+    tolerance = max(_SPREAD_FACTOR * spread, _LOWERED_FLOOR[step.precision] * peak)
+    return GoldenOutputs(*literal, atol=tolerance, rtol=0.0)
+
+
+def _outputs(step: Step, studies: GoldenStudies, *, rounds: bool) -> tuple[Floats, Floats]:
+    run = rounding_session(step.model, rounds=rounds)
+    found = [run(studies.study(index)) for index in range(len(studies))]
+    logits, phase_logits = (np.concatenate([outputs[name] for outputs in found]) for name in OUTPUTS)
+    return logits, phase_logits

@@ -6,7 +6,7 @@ slow, or that is right for one batch size only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import onnx
@@ -24,6 +24,8 @@ _CONTROL_FLOW = ("Loop", "If", "Scan")
 _GLOBAL_POOLS = ("AveragePool", "GlobalAveragePool", "GlobalMaxPool")
 _LARGEST_POOL = 3
 _RUN_TIME_SHAPES = ("Shape", "Size", "NonZero", "Expand", "ConstantOfShape", "Range")
+#: What the exporter folds away. A batch norm of its own costs a pass over the map, and INT8 would not see through it.
+_LEFTOVERS = ("BatchNormalization", "Constant", "Dropout", "Identity")
 _OPSET_FLOOR = 19
 _LARGEST_BYTES = 1 << 31
 
@@ -45,12 +47,7 @@ def check_graph(model: onnx.ModelProto, config: NetworkConfig, preprocessing: Pr
     for node in model.graph.node:
         for guard, message in _check_node(node):
             findings.append(Finding(guard, node.name, blocks.get(node.name, "unknown"), message))
-    recurrent = [node for node in model.graph.node if node.op_type == "GRU"]
-    wanted = config.gru_layers if config.spm else 0
-    if len(recurrent) != wanted:
-        message = f"the graph holds {len(recurrent)} GRU nodes, the network has {wanted} layers"
-        findings.append(Finding("gru_count", "graph", "gru", message))
-    return findings
+    return [*findings, *_check_recurrence(model, blocks, config, preprocessing.size[0])]
 
 
 def require_clean(findings: list[Finding]) -> None:
@@ -73,6 +70,8 @@ def _check_node(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
         yield "custom_domain", f"the operator {node.domain}.{node.op_type} is not standard ONNX"
     if node.op_type in _CONTROL_FLOW:
         yield "control_flow", f"{node.op_type} cannot be optimised as one graph"
+    if node.op_type in _LEFTOVERS:
+        yield "leftover", f"{node.op_type} should have been folded"
     if node.op_type in _RUN_TIME_SHAPES:
         yield "run_time_shape", f"{node.op_type} computes a shape at run time"
     if node.op_type == "GRU" and attributes.get("linear_before_reset", 0) != 1:
@@ -83,6 +82,21 @@ def _check_node(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
         yield "kernel_sized_pool", f"{node.op_type} instead of a Reduce node"
     if node.op_type == "MaxPool" and max(attributes["kernel_shape"]) > _LARGEST_POOL:
         yield "kernel_sized_pool", f"MaxPool with kernel {attributes['kernel_shape']}"
+
+
+def _check_recurrence(
+    model: onnx.ModelProto, blocks: Mapping[str, str], config: NetworkConfig, steps: int
+) -> Iterator[Finding]:
+    """One GRU operator a layer, or none and one Tanh (the new state's candidate) per layer, direction and step."""
+    kinds = [node.op_type for node in model.graph.node if blocks.get(node.name) == "gru"]
+    layers = config.gru_layers if config.spm else 0
+    unrolled = layers * steps * (2 if config.bidirectional else 1)
+    if (kinds.count("GRU"), kinds.count("Tanh")) not in ((layers, 0), (0, unrolled)):
+        message = (
+            f"the block holds {kinds.count('GRU')} GRU nodes and {kinds.count('Tanh')} unrolled steps, the network has "
+            f"{layers} layers: {layers} nodes or {unrolled} steps"
+        )
+        yield Finding("gru_count", "graph", "gru", message)
 
 
 def _check_interface(

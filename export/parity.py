@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import block_names, with_outputs
+from fourphase.calibration.cpu_session import cpu_session
 from fourphase.export.blocks import record_blocks
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import INPUT, OUTPUTS
@@ -143,11 +144,7 @@ def run_onnx(model: onnx.ModelProto, studies: Array) -> Outputs:
 
 
 def _session(model: onnx.ModelProto) -> Callable[[Array], Outputs]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = cpu_session(model.SerializeToString())
     names = [output.name for output in session.get_outputs()]
     return lambda studies: dict(zip(names, session.run(names, {INPUT: studies}), strict=True))
 

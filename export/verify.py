@@ -13,7 +13,13 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 
-from fourphase.export.build import verify_model
+from fourphase.calibration.blocks import Policy
+from fourphase.calibration.calibration_set import check_overlap, load_calibration_set
+from fourphase.calibration.gates import read_acceptance, require
+from fourphase.calibration.ladder import Baseline, Jury, Step, climb
+from fourphase.calibration.lowering import lowered_model
+from fourphase.calibration.scales import scales_from_json
+from fourphase.export.build import torch_baseline, verify_model
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.guards import check_graph, require_clean
@@ -27,11 +33,23 @@ from fourphase.runtime.selfcheck import self_check
 __all__ = ["verify_bundle", "verify_onnx"]
 
 
-def verify_bundle(path: Path, checkpoint: Path | None = None, config: Path | None = None) -> dict[str, Any]:
+def verify_bundle(
+    path: Path,
+    checkpoint: Path | None = None,
+    config: Path | None = None,
+    *,
+    evaluation: Path | None = None,
+    accept: Path | None = None,
+) -> dict[str, Any]:
     """Verifies a bundle; returns a report of the steps passed.
 
-    Raises: ModelIncompatible (20), IntegrityError (21), SelfCheckFailed (23), ParityFailed (27) naming the block.
+    Args:
+        evaluation: a set of studies to judge the lowered models on again, by the thresholds of `accept`.
+
+    Raises: ModelIncompatible (20), IntegrityError (21), SelfCheckFailed (23), ParityFailed (27) naming the block,
+        AccuracyGateFailed (28).
     """
+    acceptance = read_acceptance(accept)
     bundle = load_bundle(path)
     with progress("reading files", len(bundle.files)) as advance:
         for name in bundle.files:
@@ -41,16 +59,60 @@ def verify_bundle(path: Path, checkpoint: Path | None = None, config: Path | Non
     model = parse_onnx(bundle.read(bundle.models["fp32"].file))
     require_clean(check_graph(model, NetworkConfig.from_dict(bundle.network), bundle.preprocessing))
     steps["guards"] = "passed"
-    with progress("golden outputs", None):
-        check = self_check(choose_backend(bundle).backend, bundle, all_inputs=True)
-    steps["golden"] = f"{check.inputs} inputs, largest difference {check.max_abs_difference:.2e} in logits"
-    parity = None
+    for precision in bundle.models:
+        steps[f"golden {precision}"] = _golden(bundle, precision)
+    ladder = steps_of_bundle(bundle, model)
+    for step in ladder[1:]:
+        steps[f"typing {step.precision}"] = "the graph is what its policy makes of the FP32 one, byte for byte"
+    parity, loaded = None, None
     if checkpoint is not None:
         loaded = load_checkpoint(checkpoint, config)
         _require_same_configuration(bundle, loaded)
         parity = verify_model(loaded, model).parity.to_dict()
         steps["parity"] = "configuration equal, every block passed"
-    return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
+    report: dict[str, Any] = {"schema": "fourphase.verification/1", "steps": steps, "parity": parity, "ladder": None}
+    if evaluation is not None:
+        data = load_calibration_set(evaluation, bundle.preprocessing, bundle.phases)
+        if bundle.calibration is not None:
+            check_overlap(data, [*bundle.calibration["cases"], *bundle.calibration["contents"]])
+        jury = Jury(data, "evaluation set", data.hash)
+        baseline = torch_baseline(loaded.network) if loaded else Baseline.of_onnx(model)
+        rungs = climb(ladder, baseline, jury, acceptance, bundle.classes)
+        for rung in rungs:
+            require(rung.verdict, rung.thresholds)
+        report |= {"judged_on": jury.to_dict(), "ladder": [rung.to_dict() for rung in rungs]}
+        steps["gates"] = f"{len(rungs)} precisions passed on {len(data)} studies"
+    return report
+
+
+def steps_of_bundle(bundle: Bundle, model: onnx.ModelProto) -> tuple[Step, ...]:
+    """The bundle's models, each lowered one held against what its policy makes of the FP32 graph.
+
+    Raises: ParityFailed (27) for a model that is not what the manifest says; ModelIncompatible (20) if its scales are
+        missing.
+    """
+    steps = [Step("fp32", Policy(()), model)]
+    scales = scales_from_json(bundle.read("scales.json")) if "scales.json" in bundle.files else None
+    for precision, found in bundle.models.items():
+        if precision == "fp32":
+            continue
+        policy = Policy.of(found.blocks)
+        derived = lowered_model(model, policy, scales)
+        if derived.SerializeToString() != bundle.read(found.file):
+            raise ParityFailed(
+                f"the {precision} model is not what the manifest's precisions make of the FP32 model",
+                "build the bundle again with fp-export build-engine of this version",
+                key="typing_differs",
+            )
+        steps.append(Step(precision, policy, derived))
+    return tuple(steps)
+
+
+def _golden(bundle: Bundle, precision: str) -> str:
+    with progress(f"golden outputs, {precision}", None):
+        backend = choose_backend(bundle, "onnxruntime", precision=precision).backend
+        check = self_check(backend, bundle, all_inputs=True)
+    return f"{check.inputs} inputs, largest difference {check.max_abs_difference:.2e} in logits"
 
 
 def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
@@ -64,7 +126,7 @@ def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dic
         raise InputMissing(f"the model {path} cannot be read: {error.strerror}", "check the path") from error
     parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
     steps = {"guards": "passed", "parity": "every block passed"}
-    return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity}
+    return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity, "ladder": None}
 
 
 def _require_same_configuration(bundle: Bundle, checkpoint: Checkpoint) -> None:

@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 import onnx
 import pytest
+import torch
 
 from fourphase.export.network import FourPhaseNet
 from tests.support.networks import exported_small, small_network
+
+#: On layers this small, two threads wait for each other longer than they work.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

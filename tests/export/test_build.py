@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from fourphase.export.build import build_bundle
+from fourphase.export.build_request import BuildRequest
 from fourphase.export.checkpoint import load_checkpoint, save_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
@@ -24,6 +25,8 @@ from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import FourphaseError, ParityFailed, UsageError
 from tests.support.networks import SMALL, random_study
+
+NO_ENGINE = BuildRequest(precision="fp32", target="none")
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +39,7 @@ def checkpoint(network: FourPhaseNet, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture(scope="session")
 def bundle_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "small.bundle"
-    build_bundle(checkpoint, path, target="none")
+    build_bundle(checkpoint, path, NO_ENGINE)
     return path
 
 
@@ -131,14 +134,14 @@ def test_a_failed_build_leaves_the_old_bundle_untouched(
     shutil.copytree(bundle_path, target)
     before = {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()}
 
-    def doctored(network: FourPhaseNet, preprocessing: PreprocessingConfig) -> onnx.ModelProto:
+    def doctored(network: FourPhaseNet, preprocessing: PreprocessingConfig, gru: str) -> onnx.ModelProto:
         model = onnx.load(bundle_path / "model.fp32.onnx")
         next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "Tanh"
         return model
 
     monkeypatch.setattr("fourphase.export.build.onnx_from_network", doctored)
     with pytest.raises(ParityFailed, match=r"block gate1\.channel/NC"):
-        build_bundle(checkpoint, target, target="none")
+        build_bundle(checkpoint, target, NO_ENGINE)
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before
     assert list(tmp_path.iterdir()) == [target]
 
@@ -147,7 +150,10 @@ def test_a_failed_build_leaves_the_old_bundle_untouched(
     ("arguments", "code", "cause"),
     [
         (["build-engine", "{absent}", "-o", "{out}"], 10, "cannot be read"),
-        (["build-engine", "{checkpoint}", "-o", "{out}", "--precision", "fp16"], 2, "not part of this version"),
+        (["build-engine", "{checkpoint}", "-o", "{out}", "--precision", "int4"], 2, "unknown precision"),
+        (["build-engine", "{checkpoint}", "-o", "{out}", "--precision", "int8"], 2, "needs a calibration set"),
+        (["build-engine", "{checkpoint}", "-o", "{out}", "--gru", "scan"], 2, "unknown form of the GRU"),
+        (["build-engine", "{checkpoint}", "-o", "{out}", "--algorithm", "max"], 2, "unknown calibration algorithm"),
         (["build-engine", "{checkpoint}", "-o", "{out}", "--target", "cuda"], 2, "unknown target"),
         (["build-engine", "{checkpoint}", "-o", "{home}"], 30, "not a bundle"),
         (["onnx", "{checkpoint}", "-o", "{checkpoint}"], 2, "not an .onnx"),
@@ -199,7 +205,7 @@ def test_inspect_prints_what_the_manifest_holds(bundle_path: Path) -> None:
 def test_a_wrong_compute_capability_costs_no_export(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]", exc_type=ImportError)
     with pytest.raises(UsageError, match="9"):
-        build_bundle(checkpoint, tmp_path / "b", target="tensorrt-rtx", compute_capabilities=["99.9"])
+        build_bundle(checkpoint, tmp_path / "b", BuildRequest(target="tensorrt-rtx", compute_capabilities=("99.9",)))
 
 
 def _engine_of(bundle: Path) -> dict[str, Any]:
@@ -228,7 +234,8 @@ def test_the_full_size_network_becomes_a_bundle_with_a_plan(tmp_path: Path) -> N
     torch.manual_seed(0)
     path = tmp_path / "full.safetensors"
     save_checkpoint(path, FourPhaseNet(NetworkConfig()), PreprocessingConfig())
-    result = build_bundle(path, tmp_path / "full.bundle", target="tensorrt-rtx", compute_capabilities=["8.9"])
+    request = BuildRequest(target="tensorrt-rtx", compute_capabilities=("8.9",))
+    result = build_bundle(path, tmp_path / "full.bundle", request)
     assert result.report["parameters"] == 52_040_506
     assert _engine_of(tmp_path / "full.bundle")["profile"]["study"]["opt"] == [1, 4, 64, 3, 128, 128]
     assert verify_bundle(tmp_path / "full.bundle")["steps"]["guards"] == "passed"
@@ -236,5 +243,5 @@ def test_the_full_size_network_becomes_a_bundle_with_a_plan(tmp_path: Path) -> N
 
 def test_every_error_has_a_stable_key(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(FourphaseError) as caught:
-        build_bundle(checkpoint, tmp_path / "b", target="nowhere")
+        build_bundle(checkpoint, tmp_path / "b", BuildRequest(target="nowhere"))
     assert caught.value.key == "target_unknown"

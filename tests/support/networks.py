@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -35,7 +37,21 @@ def small_network(seed: int = 0, **keys: Any) -> FourPhaseNet:
 @functools.cache
 def exported_small() -> bytes:
     """The ONNX of `small_network()`, once per session: the exporter takes some ten seconds whatever the size."""
-    return bytes(onnx_from_network(small_network(), SMALL).SerializeToString())
+    return bytes(exported_once(small_network(), SMALL).SerializeToString())
+
+
+_exports: dict[bytes, bytes] = {}
+
+
+def exported_once(network: FourPhaseNet, preprocessing: PreprocessingConfig, gru: str = "loop") -> onnx.ModelProto:
+    """`onnx_from_network`, remembered by weights and form: for tests of what comes after it."""
+    digest = hashlib.sha256(repr((network.config, preprocessing, gru)).encode())
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    key = digest.digest()
+    if key not in _exports:
+        _exports[key] = onnx_from_network(network, preprocessing, gru).SerializeToString()
+    return onnx.load_model_from_string(_exports[key])
 
 
 def random_study(batch: int = 1, phases: int = 4, seed: int = 0) -> NDArray[np.float32]:
