@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from fourphase.runtime.atomic import new_directory
 from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import OutputNotWritable
-from fourphase.runtime.golden import GOLDEN, Golden
+from fourphase.runtime.golden import GOLDEN, Golden, Tolerance
 
 __all__ = ["BundleContents", "GoldenFile", "GoldenOutputs", "OnnxModel", "check_target", "contents_of", "write_bundle"]
 
@@ -40,13 +40,12 @@ class GoldenOutputs:
 
     Attributes:
         logits: float32 (N, K). phase_logits: float32 (N, P, K).
-        atol, rtol: a backend passes if |output - golden| <= atol + rtol * |golden|.
+        tolerance: what a backend may differ by.
     """
 
     logits: NDArray[np.float32]
     phase_logits: NDArray[np.float32]
-    atol: float
-    rtol: float
+    tolerance: Tolerance
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,7 +129,7 @@ def contents_of(bundle: Bundle) -> BundleContents:
 
 
 def _outputs_of(golden: Golden) -> GoldenOutputs:
-    return GoldenOutputs(golden.logits, golden.phase_logits, golden.atol, golden.rtol)
+    return GoldenOutputs(golden.logits, golden.phase_logits, golden.tolerance)
 
 
 def write_bundle(target: Path, contents: BundleContents) -> Bundle:
@@ -204,7 +203,7 @@ def _write(folder: Path, name: str, data: bytes) -> dict[str, object]:
 
 
 def _golden_section(golden: GoldenFile) -> dict[str, Any]:
-    tolerances = {name: {"atol": found.atol, "rtol": found.rtol} for name, found in golden.outputs.items()}
+    tolerances = {name: asdict(found.tolerance) for name, found in golden.outputs.items()}
     return {"file": GOLDEN, **tolerances.pop("fp32"), "lowered": tolerances}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -107,7 +108,7 @@ def calibration_record(data: CalibrationSet | None, scales: CachedScales | None)
 
 def golden_record(golden: GoldenFile) -> dict[str, Any]:
     """Precision -> what a backend may differ by at the start-up self-check."""
-    return {name: {"atol": found.atol, "rtol": found.rtol} for name, found in golden.outputs.items()}
+    return {name: asdict(found.tolerance) for name, found in golden.outputs.items()}
 
 
 def tool_versions() -> dict[str, str]:

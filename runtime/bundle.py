@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
-from fourphase.runtime.golden import Golden, golden_from_bytes
+from fourphase.runtime.golden import Golden, Tolerance, golden_from_bytes
 
 __all__ = [
     "MANIFEST",
@@ -71,7 +71,7 @@ class Bundle:
         sha256: of the manifest's bytes; it identifies the bundle because the manifest holds the hash of every file.
         network: the network's configuration, or what is known of a model brought along.
         models: precision -> ONNX. engines: the serialized engines, possibly none.
-        tolerances: precision -> (atol, rtol) of its golden outputs; fp32 always has some.
+        tolerances: precision -> what its golden outputs allow; fp32 always has some.
     """
 
     path: Path
@@ -84,7 +84,7 @@ class Bundle:
     engines: tuple[EngineFiles, ...]
     files: Mapping[str, FileRecord]
     golden_file: str
-    tolerances: Mapping[str, tuple[float, float]]
+    tolerances: Mapping[str, Tolerance]
     tools: Mapping[str, str]
     calibration: Mapping[str, Any] | None
     parity: Mapping[str, Any]
@@ -240,10 +240,15 @@ def _names(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _tolerances(golden: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def _tolerances(golden: Mapping[str, Any]) -> dict[str, Tolerance]:
     """FP32's own stand beside the file's name, the others' under `lowered`."""
     sections = {"fp32": golden, **(_value(golden, "lowered", dict) if "lowered" in golden else {})}
-    return {name: (_tolerance(section, "atol"), _tolerance(section, "rtol")) for name, section in sections.items()}
+    return {name: _tolerance_of(section) for name, section in sections.items()}
+
+
+def _tolerance_of(section: Any) -> Tolerance:
+    atol, rtol = _tolerance(section, "atol"), _tolerance(section, "rtol")
+    return Tolerance(atol, rtol, _tolerance(section, "phase_atol") if "phase_atol" in section else atol)
 
 
 def _tolerance(golden: Any, key: str) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import ModelIncompatible
 
-__all__ = ["GOLDEN", "Golden", "golden_from_bytes", "study_from_codes"]
+__all__ = ["GOLDEN", "Golden", "Tolerance", "golden_from_bytes", "study_from_codes"]
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -28,6 +28,18 @@ Codes = NDArray[np.uint8]
 GOLDEN = "golden.npz"
 #: Far above any real golden file: a wrong one is refused before it fills the memory.
 _MAX_BYTES = 2 << 30
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """An output passes if |output - golden| <= atol + rtol * |golden|; phase logits have an atol of their own.
+
+    (The phases' logits may be many times larger than those of the whole, and so are their errors.)
+    """
+
+    atol: float
+    rtol: float
+    phase_atol: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,14 +50,13 @@ class Golden:
         codes: windowed values times 255, uint8 (N, P, T, C, H, W); one study at a time becomes float32.
         logits: float32 (N, K).
         phase_logits: float32 (N, P, K).
-        atol, rtol: an output passes if |output - golden| <= atol + rtol * |golden|.
+        tolerance: what a backend may differ by.
     """
 
     codes: Codes
     logits: Floats
     phase_logits: Floats
-    atol: float
-    rtol: float
+    tolerance: Tolerance
     preprocessing: PreprocessingConfig
 
     def __len__(self) -> int:
@@ -61,7 +72,7 @@ def golden_from_bytes(
     input_shape: tuple[int, ...],
     classes: int,
     *,
-    tolerance: tuple[float, float],
+    tolerance: Tolerance,
     preprocessing: PreprocessingConfig,
     suffix: str = "",
 ) -> Golden:
@@ -70,7 +81,7 @@ def golden_from_bytes(
     Args:
         input_shape: (P, T, C, H, W) of one study.
         classes: K.
-        tolerance: (atol, rtol).
+        tolerance: of these outputs.
         suffix: of the outputs' names, ".int8" for those of the int8 model; "" for FP32's.
 
     Raises: ModelIncompatible if an array is missing or not of the type and shape that the arguments imply.
@@ -88,7 +99,7 @@ def golden_from_bytes(
         if not count or array is None or array.dtype != kind or array.shape != shape:
             raise _invalid(f"{name} is missing or not of the type and shape that the manifest implies")
     outputs = arrays[f"logits{suffix}"], arrays[f"phase_logits{suffix}"]
-    return Golden(codes, *outputs, *tolerance, preprocessing)
+    return Golden(codes, *outputs, tolerance, preprocessing)
 
 
 def study_from_codes(codes: Codes, config: PreprocessingConfig) -> Floats:

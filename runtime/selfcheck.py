@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.backends import Backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
-from fourphase.runtime.golden import Golden
+from fourphase.runtime.golden import Golden, Tolerance
 
 __all__ = ["SelfCheck", "self_check"]
 
@@ -28,13 +28,12 @@ class SelfCheck:
     Attributes:
         inputs: golden inputs that were run.
         max_abs_difference: largest |output - golden| over all logits.
-        atol, rtol: the bundle's tolerance, |output - golden| <= atol + rtol * |golden|.
+        tolerance: the bundle's, for this precision.
     """
 
     inputs: int
     max_abs_difference: float
-    atol: float
-    rtol: float
+    tolerance: Tolerance
 
 
 def self_check(backend: Backend, bundle: Bundle, *, all_inputs: bool = False) -> SelfCheck:
@@ -46,28 +45,27 @@ def self_check(backend: Backend, bundle: Bundle, *, all_inputs: bool = False) ->
     golden = bundle.golden(backend.precision)
     count = len(golden) if all_inputs else 1
     worst = max(_compare(backend, golden, index) for index in range(count))
-    return SelfCheck(count, worst, golden.atol, golden.rtol)
+    return SelfCheck(count, worst, golden.tolerance)
 
 
 def _compare(backend: Backend, golden: Golden, index: int) -> float:
     """The largest difference of one golden input, all within the tolerance."""
-    outputs = backend.infer(golden.study(index))
+    outputs, tolerance = backend.infer(golden.study(index)), golden.tolerance
     pairs = (
-        ("logits", outputs.logits, golden.logits[index : index + 1]),
-        ("phase_logits", outputs.phase_logits, golden.phase_logits[index : index + 1]),
+        ("logits", outputs.logits, golden.logits[index : index + 1], tolerance.atol),
+        ("phase_logits", outputs.phase_logits, golden.phase_logits[index : index + 1], tolerance.phase_atol),
     )
-    return max(_difference(name, output, wanted, backend, golden) for name, output, wanted in pairs)
+    return max(_difference(*pair, tolerance.rtol, backend) for pair in pairs)
 
 
-def _difference(name: str, output: Floats, wanted: Floats, backend: Backend, golden: Golden) -> float:
+def _difference(name: str, output: Floats, wanted: Floats, atol: float, rtol: float, backend: Backend) -> float:
     if output.shape != wanted.shape:
         raise _failed(f"{name} has shape {output.shape}, not {wanted.shape}", backend)
     difference = np.abs(output.astype(np.float64) - wanted)
     # Written so that a NaN on either side fails.
-    if not (difference <= golden.atol + golden.rtol * np.abs(wanted, dtype=np.float64)).all():
+    if not (difference <= atol + rtol * np.abs(wanted, dtype=np.float64)).all():
         raise _failed(
-            f"{name} is off its golden value by {difference.max():.3g}"
-            f" (allowed {golden.atol:g} + {golden.rtol:g} of the value)",
+            f"{name} is off its golden value by {difference.max():.3g} (allowed {atol:g} + {rtol:g} of the value)",
             backend,
         )
     return float(difference.max())

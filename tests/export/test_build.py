@@ -245,3 +245,19 @@ def test_every_error_has_a_stable_key(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(FourphaseError) as caught:
         build_bundle(checkpoint, tmp_path / "b", BuildRequest(target="nowhere"))
     assert caught.value.key == "target_unknown"
+
+
+def test_the_commands_defaults_are_the_rooms() -> None:
+    """Help texts are written without importing what they speak of; this holds them together."""
+    import inspect
+
+    from fourphase.calibration.gates import DEFAULTS
+    from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
+    from fourphase.export import cli, search_command
+
+    for command in (cli.build_engine, search_command.search):
+        assert inspect.signature(command).parameters["algorithm"].default == DEFAULT_ALGORITHM
+    given = inspect.signature(search_command.search).parameters
+    assert given["min_sqnr_db"].default == DEFAULTS["int8"].min_sqnr_db
+    assert given["max_auc_drop"].default == DEFAULTS["int8"].max_auc_drop
+    assert given["max_flips"].default == DEFAULTS["int8"].max_flips

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
 from fourphase.export.guards import check_graph, require_clean
 from fourphase.export.network import FourPhaseNet
+from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.errors import ParityFailed
 from tests.support.networks import SMALL
 
@@ -111,3 +113,26 @@ def test_an_old_opset_and_external_data(model: onnx.ModelProto, network: FourPha
     model.opset_import[0].version = 18
     model.graph.initializer[0].data_location = onnx.TensorProto.EXTERNAL
     assert set(guards(model, network)) == {"opset", "external_data"}
+
+
+@pytest.mark.parametrize("op_type", ["BatchNormalization", "Identity", "Dropout"])
+def test_what_the_exporter_should_have_folded(
+    model: onnx.ModelProto, network: FourPhaseNet, node_of: NodeOf, op_type: str
+) -> None:
+    node_of("Sigmoid").op_type = op_type
+    assert guards(model, network) == {"leftover": "gate1.channel/NC"}
+
+
+def test_the_unrolled_gru_is_counted_by_its_steps(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    graph, _ = unroll_gru(ir.serde.deserialize_model(model))
+    unrolled = ir.serde.serialize_model(graph)
+    assert guards(unrolled, network) == {}
+    step = next(node for node in unrolled.graph.node if node.op_type == "Tanh")
+    step.op_type = "Relu"
+    assert guards(unrolled, network) == {"gru_count": "gru"}
+
+
+def test_the_gates_products_are_merged(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    """Two products per gate and one per head instead of four: the pass ran as part of the export."""
+    gates = len(network.config.ipm_stages) * network.config.count
+    assert sum(node.op_type == "Gemm" for node in model.graph.node) == 2 * gates + network.config.count + 1

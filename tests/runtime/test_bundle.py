@@ -18,7 +18,7 @@ from fourphase.engine.bundle import GoldenFile, OnnxModel
 from fourphase.runtime.bundle import Bundle, is_safe_name, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
-from fourphase.runtime.golden import golden_from_bytes, study_from_codes
+from fourphase.runtime.golden import Tolerance, golden_from_bytes, study_from_codes
 from tests.support.tiny_bundle import PREPROCESSING, SHAPE, tiny_contents, tiny_model, write_tiny
 
 
@@ -185,14 +185,17 @@ def test_golden_inputs_come_one_at_a_time(bundle: Bundle) -> None:
     np.testing.assert_array_equal(golden.logits, tiny_contents().golden.outputs["fp32"].logits)
 
 
+LOOSE, NONE = Tolerance(0.25, 0.0, 0.5), Tolerance(0.0, 0.0, 0.0)
+
+
 def test_each_precision_has_golden_outputs_and_a_tolerance_of_its_own(tmp_path: Path) -> None:
     fp32 = tiny_contents().golden
-    lowered = replace(fp32.outputs["fp32"], logits=fp32.outputs["fp32"].logits + np.float32(0.5), atol=0.25)
+    lowered = replace(fp32.outputs["fp32"], logits=fp32.outputs["fp32"].logits + np.float32(0.5), tolerance=LOOSE)
     models = {name: OnnxModel(tiny_model(), {"stem": name}) for name in ("fp32", "int8")}
     golden = GoldenFile(fp32.codes, {**fp32.outputs, "int8": lowered})
     bundle = write_tiny(tmp_path / "b", models=models, golden=golden)
     np.testing.assert_array_equal(bundle.golden("int8").logits, bundle.golden().logits + np.float32(0.5))
-    assert (bundle.golden("int8").atol, bundle.golden().atol) == (0.25, 1e-5)
+    assert (bundle.golden("int8").tolerance, bundle.golden().tolerance) == (LOOSE, Tolerance(1e-5, 1e-4, 1e-5))
     with pytest.raises(ModelIncompatible, match="no golden outputs for fp16"):
         bundle.golden("fp16")
 
@@ -231,7 +234,7 @@ BAD_GOLDEN = [
 @pytest.mark.parametrize("data", BAD_GOLDEN)
 def test_a_golden_file_of_another_shape_type_or_kind_is_refused(data: bytes) -> None:
     with pytest.raises(ModelIncompatible) as caught:
-        golden_from_bytes(data, SHAPE, 2, tolerance=(0.0, 0.0), preprocessing=PREPROCESSING)
+        golden_from_bytes(data, SHAPE, 2, tolerance=NONE, preprocessing=PREPROCESSING)
     assert caught.value.key == "golden_invalid"
 
 
@@ -248,11 +251,11 @@ class Pickled:
 def test_a_pickle_in_a_golden_file_never_runs(tmp_path: Path) -> None:
     attack = npz(**{**golden_arrays(), "logits": np.array([Pickled(tmp_path / "attacked")], dtype=object)})
     with pytest.raises(ModelIncompatible):
-        golden_from_bytes(attack, SHAPE, 2, tolerance=(0.0, 0.0), preprocessing=PREPROCESSING)
+        golden_from_bytes(attack, SHAPE, 2, tolerance=NONE, preprocessing=PREPROCESSING)
     assert not (tmp_path / "attacked").exists()
 
 
 def test_a_golden_file_that_unpacks_to_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fourphase.runtime.golden._MAX_BYTES", 1000)
     with pytest.raises(ModelIncompatible, match="unpacks"):
-        golden_from_bytes(npz(**golden_arrays()), SHAPE, 2, tolerance=(0.0, 0.0), preprocessing=PREPROCESSING)
+        golden_from_bytes(npz(**golden_arrays()), SHAPE, 2, tolerance=NONE, preprocessing=PREPROCESSING)

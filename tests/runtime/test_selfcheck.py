@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.backends import Outputs, choose_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
+from fourphase.runtime.golden import Tolerance
 from fourphase.runtime.selfcheck import self_check
 from tests.support.tiny_bundle import TINY_MODEL, tiny_golden, tiny_model, write_tiny
 
@@ -33,14 +34,14 @@ class Fake:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Bundle:
-    return write_tiny(tmp_path / "bundle", golden=tiny_golden(atol=1e-3, rtol=0.0))
+    return write_tiny(tmp_path / "bundle", golden=tiny_golden(tolerance=Tolerance(1e-3, 0.0, 1e-3)))
 
 
 def test_the_real_backend_passes_on_every_input(bundle: Bundle) -> None:
     check = self_check(choose_backend(bundle).backend, bundle, all_inputs=True)
     assert check.inputs == 2
     assert check.max_abs_difference < 1e-5
-    assert (check.atol, check.rtol) == (1e-3, 0.0)
+    assert check.tolerance == Tolerance(1e-3, 0.0, 1e-3)
 
 
 def test_one_input_is_run_unless_all_are_asked_for(bundle: Bundle) -> None:
@@ -66,11 +67,19 @@ def test_a_backend_off_the_golden_output_fails(bundle: Bundle, error: float, pha
 
 
 def test_the_relative_tolerance_counts(tmp_path: Path) -> None:
-    bundle = write_tiny(tmp_path / "bundle", golden=tiny_golden(atol=0.0, rtol=0.5))
+    bundle = write_tiny(tmp_path / "bundle", golden=tiny_golden(tolerance=Tolerance(0.0, 0.5, 0.0)))
     smallest = float(np.abs(bundle.golden().logits[0]).min())
     self_check(Fake(bundle, error=0.4 * smallest), bundle)
     with pytest.raises(SelfCheckFailed):
         self_check(Fake(bundle, error=0.6 * smallest), bundle)
+
+
+def test_phase_logits_have_a_tolerance_of_their_own(tmp_path: Path) -> None:
+    bundle = write_tiny(tmp_path / "bundle", golden=tiny_golden(tolerance=Tolerance(1e-3, 0.0, 5e-2)))
+    self_check(Fake(bundle, phase_error=2e-2), bundle)
+    for errors in ({"error": 2e-2}, {"phase_error": 6e-2}):
+        with pytest.raises(SelfCheckFailed):
+            self_check(Fake(bundle, **errors), bundle)
 
 
 def test_another_model_behind_right_hashes_fails(tmp_path: Path) -> None:

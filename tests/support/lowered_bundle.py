@@ -14,7 +14,7 @@ from fourphase.calibration.scales import collect_histograms, scales_from
 from fourphase.calibration.typed import fp16_policy
 from fourphase.engine.bundle import GoldenFile, GoldenOutputs, OnnxModel
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.golden import study_from_codes
+from fourphase.runtime.golden import Tolerance, study_from_codes
 from tests.support.quantizable import PREPROCESSING, SHAPE, quantizable_model
 from tests.support.tiny_bundle import reference_outputs, write_tiny
 
@@ -35,6 +35,7 @@ def write_lowered(target: Path) -> Bundle:
         lowered = bytes(lowered_model(full, policy, scales).SerializeToString())
         models[name] = OnnxModel(lowered, {block: policy.precision_of(block) for block in blocks})
     codes = np.random.default_rng(3).integers(0, 256, (1, *SHAPE), dtype=np.uint8)
-    outputs = GoldenOutputs(*reference_outputs(data, study_from_codes(codes, PREPROCESSING)), atol=1e-3, rtol=1e-3)
+    reference = reference_outputs(data, study_from_codes(codes, PREPROCESSING))
+    outputs = GoldenOutputs(*reference, Tolerance(1e-3, 1e-3, 1e-3))
     golden = GoldenFile(codes, {"fp32": outputs})
     return write_tiny(target, data, models=models, preprocessing=PREPROCESSING, golden=golden)

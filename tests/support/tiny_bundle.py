@@ -17,7 +17,7 @@ from onnx.reference import ReferenceEvaluator
 from fourphase.engine.bundle import BundleContents, GoldenFile, GoldenOutputs, OnnxModel, write_bundle
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.config import PreprocessingConfig
-from fourphase.runtime.golden import study_from_codes
+from fourphase.runtime.golden import Tolerance, study_from_codes
 
 __all__ = [
     "PREPROCESSING", "SHAPE", "TINY_MODEL", "reference_outputs", "tiny_contents", "tiny_golden",
@@ -68,7 +68,7 @@ def tiny_contents(model: bytes | None = None, *, inputs: int = 2) -> BundleConte
         network={"width": 8},
         preprocessing=PREPROCESSING,
         models={"fp32": OnnxModel(model or tiny_model(), {"stem": "fp32", "head": "fp32"})},
-        golden=GoldenFile(codes, {"fp32": GoldenOutputs(logits, phase_logits, atol=1e-5, rtol=1e-4)}),
+        golden=GoldenFile(codes, {"fp32": GoldenOutputs(logits, phase_logits, Tolerance(1e-5, 1e-4, 1e-5))}),
         parity={"max_abs": 1e-6},
         report={"note": "tiny"},
         tools={"onnx": "1.0"},
