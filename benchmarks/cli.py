@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.benchmarks import gpu_check
+from fourphase.benchmarks import accuracy_commands, checkpoint_command, gpu_check
 from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from fourphase.benchmarks.preprocess_bench import Comparison
-    from fourphase.benchmarks.training import TrainingPlan, TrainingResult
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 app.add_typer(gpu_check.app, name="gpu-check", help="Everything that needs a GPU, checked and measured by one command.")
+app.command("phantom-checkpoint")(checkpoint_command.phantom_checkpoint)
+app.command("accuracy")(accuracy_commands.accuracy)
+app.command("calibration")(accuracy_commands.calibration)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
@@ -73,47 +73,6 @@ def phantom(
         print(f"{study.folder}: {study.kind}, {size}; series {', '.join(study.descriptions)}")
 
 
-@app.command("phantom-checkpoint")
-def phantom_checkpoint(
-    output: Annotated[Path, typer.Option("--output", "-o", help="The .safetensors to write.")],
-    seed: Annotated[int, typer.Option(help="The same seed gives the same file on the same machine.")] = 0,
-    studies: Annotated[int | None, typer.Option(min=8, help="Phantoms to train on; default: 2400.")] = None,
-    width: Annotated[int | None, typer.Option(min=1, help="Channels of the stem; default: 8.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer phantoms: two minutes on two cores.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Draw loss and ROC curve into FILE.png (extra [report]).")] = None,
-    json_output: JsonOption = False,
-    quiet: QuietOption = False,
-) -> None:
-    """Train a small network on phantoms in a few CPU minutes, so that everything can be tried.
-
-    It has seen nothing but formulas and says nothing about patients.
-
-    Example: fp-bench phantom-checkpoint -o model.safetensors
-    """
-    _set_up(json_output, quiet)
-    if output.suffix != ".safetensors":
-        raise UsageError(f"{output.name} is not a .safetensors file", "name it MODEL.safetensors", key="suffix")
-    from dataclasses import replace
-
-    from fourphase.benchmarks.training import FULL, QUICK, write_checkpoint
-
-    plan = QUICK if quick else FULL
-    plan = replace(plan, studies=studies or plan.studies, width=width or plan.width)
-    result = _train(plan, seed, quiet)
-    write_checkpoint(output, result)
-    if plot is not None:
-        from fourphase.benchmarks.training_plot import plot_training
-
-        plot_training(result, plot)
-    count = len(result.scores)
-    if json_output:
-        body = {"auc": result.auc, "right": result.right, "count": count, "seconds": result.seconds, "seed": seed}
-        print(json.dumps({"schema": "fourphase.phantom-checkpoint/1", **body}))
-        return
-    print(f"AUC {result.auc:.3f} on {count} unseen phantoms, {result.right} of them right; {result.seconds:.0f} s")
-    print(f"wrote {output} (width {result.plan.width}, seed {seed}; trained on synthetic phantoms only)")
-
-
 @app.command()
 def preprocess(
     study: Annotated[Path | None, typer.Argument(help="A study folder; default: a phantom of 4 x 250 slices.")] = None,
@@ -155,31 +114,6 @@ def main() -> None:
 def _set_up(json_output: bool, quiet: bool) -> None:
     be_quiet(quiet)
     say_errors_as_json(json_output)
-
-
-def _train(plan: TrainingPlan, seed: int, quiet: bool) -> TrainingResult:
-    """Trains with one progress bar per stage, the loss beside it."""
-    import sys
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    from fourphase.benchmarks.training import train
-
-    hidden = quiet or not sys.stderr.isatty()
-    if hidden:
-        note(f"training on {plan.studies} phantoms, then measuring on {plan.validation} others; this takes minutes")
-    columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
-    loss_column = TextColumn("{task.fields[loss]}")
-    with Progress(*columns, loss_column, TimeElapsedColumn(), console=Console(stderr=True), disable=hidden) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, step: int, steps: int, loss: float | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bars.add_task(stage, total=steps, loss="")
-            bars.update(tasks[stage], completed=step, loss="" if loss is None else f"loss {loss:.2f}")
-
-        return train(plan, seed, report)
 
 
 def _large_phantom(folder: Path) -> Path:

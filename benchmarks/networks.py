@@ -1,4 +1,4 @@
-"""The networks that benchmarks run, by name: one line each.
+"""The networks that benchmarks run, by name: one line each; and an untrained one as a checkpoint.
 
 Weights are random, but batch-norm statistics are settled on data, so that activations have the size they have in a
 trained network: with arbitrary statistics they grow from stage to stage and FP16 is judged on numbers nobody will see.
@@ -6,18 +6,44 @@ trained network: with arbitrary statistics they grow from stage to stage and FP1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from fourphase.benchmarks.phantom_set import PhantomSet
+from fourphase.benchmarks.training import reproducible
+from fourphase.export.checkpoint import save_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
+from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.console import progress
+from fourphase.runtime.errors import SelfCheckFailed
 
-__all__ = ["NETWORKS", "TINY", "Builder", "Scale", "four_phase", "settled"]
+__all__ = [
+    "NETWORKS",
+    "TINY",
+    "Builder",
+    "Scale",
+    "Untrained",
+    "check_tells_apart",
+    "four_phase",
+    "settled",
+    "untrained",
+    "write_untrained",
+]
+
+#: Phantoms that an untrained network is settled on, and others that it is tried on; textbook lesions do.
+_SETTLED_ON, _TRIED_ON = 4, 4
+_DIFFICULTY = 0.3
+#: Logits that agree in this many decimals tell nothing apart.
+_DECIMALS = 4
 
 
 @dataclass(frozen=True)
@@ -48,20 +74,90 @@ def four_phase(**keys: Any) -> Builder:
         config = NetworkConfig(width=scale.width, gru_hidden=scale.gru_hidden, **keys)
         slices, rows, columns = scale.size
         study = torch.randn(batch, config.count, slices, 3, rows, columns)
-        return settled(FourPhaseNet(config), study[:1]), study
+        return settled(FourPhaseNet(config), [study[:1]]), study
 
     return build
 
 
-def settled(network: nn.Module, example: Tensor) -> nn.Module:
-    """The network in eval mode with the batch-norm statistics of one example input."""
+def settled(network: nn.Module, examples: Iterable[Tensor]) -> nn.Module:
+    """The network in eval mode with the batch-norm statistics of the examples, averaged over them."""
     for module in network.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.reset_running_stats()
             module.momentum = None
+    network.train()
     with torch.no_grad():
-        network.train()(example)
+        for example in examples:
+            network(example)
     return network.eval()
+
+
+@dataclass(frozen=True, eq=False)
+class Untrained:
+    """A network that has learnt nothing (eval mode).
+
+    Attributes:
+        logits: what it says of phantoms that it was not settled on, float32 (N, K).
+    """
+
+    network: FourPhaseNet
+    preprocessing: PreprocessingConfig
+    seed: int
+    logits: NDArray[np.float32]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        config, spread = self.network.config, np.ptp(self.logits, axis=0).tolist()
+        return {
+            "trained": False,
+            "seed": self.seed,
+            "width": config.width,
+            "gru_hidden": config.gru_hidden,
+            "parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+            "settled_on": _SETTLED_ON,
+            "logits_spread": dict(zip(config.classes, spread, strict=True)),
+            "count": len(self.logits),
+        }
+
+
+def untrained(width: int, gru_hidden: int, seed: int, preprocessing: PreprocessingConfig | None = None) -> Untrained:
+    """Random weights, and batch-norm statistics of a few phantoms.
+
+    Raises: SelfCheckFailed (23) if it says the same of every phantom.
+    """
+    config = preprocessing or PreprocessingConfig()
+    known, others = (
+        PhantomSet(count, seed, _DIFFICULTY, config, purpose=purpose)
+        for count, purpose in ((_SETTLED_ON, "training"), (_TRIED_ON, "validation"))
+    )
+    with progress("settling", _SETTLED_ON + _TRIED_ON) as advance, reproducible(seed), torch.no_grad():
+
+        def inputs(phantoms: PhantomSet) -> Iterable[Tensor]:
+            for study in phantoms.studies():
+                yield torch.from_numpy(study)
+                advance(1)
+
+        network = FourPhaseNet(NetworkConfig(width=width, gru_hidden=gru_hidden))
+        settled(network, inputs(known))
+        logits = torch.cat([network(study)[0] for study in inputs(others)]).numpy()
+    check_tells_apart(logits)
+    return Untrained(network, config, seed, logits)
+
+
+def check_tells_apart(logits: NDArray[np.float32]) -> None:
+    """Raises: SelfCheckFailed (23) if the logits (N, K) of all studies agree in four decimals."""
+    if len(np.unique(logits.round(_DECIMALS), axis=0)) == 1:
+        raise SelfCheckFailed(
+            f"the untrained network says the same of {len(logits)} phantoms, to {_DECIMALS} decimals",
+            "take another --seed, or a larger --width",
+            key="logits_all_equal",
+        )
+
+
+def write_untrained(path: Path, made: Untrained) -> None:
+    """Writes the network as a checkpoint that says that it is not trained. Raises: OutputNotWritable (30)."""
+    origin = {"data": "none: random weights", "seed": made.seed, "batch_norm": f"of {_SETTLED_ON} synthetic phantoms"}
+    save_checkpoint(path, made.network, made.preprocessing, origin)
 
 
 NETWORKS: Mapping[str, Builder] = MappingProxyType(

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourphase.benchmarks.phantom import KINDS, make_phantom
+from fourphase.benchmarks.phantom_set import PhantomSet, first_seed
 from fourphase.benchmarks.rendering import augmented, render_hu, to_input
 from fourphase.calibration.roc import auc
 from fourphase.export.checkpoint import save_checkpoint
@@ -28,7 +29,7 @@ from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
 from fourphase.runtime.config import PreprocessingConfig
 
-__all__ = ["FULL", "QUICK", "TrainingPlan", "TrainingResult", "train", "write_checkpoint"]
+__all__ = ["FULL", "QUICK", "TrainingPlan", "TrainingResult", "reproducible", "train", "write_checkpoint"]
 
 T = TypeVar("T")
 #: (stage, step, steps, loss or None): called after every step.
@@ -38,8 +39,6 @@ _AUXILIARY_WEIGHT = 0.3
 _CLIP_NORM = 1.0
 _WEIGHT_DECAY = 0.02
 _TAIL_RATE, _TAIL_BATCH = 3e-3, 16
-#: Seeds of training, tail and validation phantoms never meet.
-_SEEDS_PER_STAGE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def train(
     """
     config = preprocessing or PreprocessingConfig()
     started = time.perf_counter()
-    with _reproducible(seed):
+    with reproducible(seed):
         source = _PhantomSource(seed, plan)
         network = FourPhaseNet(NetworkConfig(classes=KINDS, width=plan.width, gru_hidden=plan.gru_hidden))
         losses = _train_whole(network, source, config, report)
@@ -140,24 +139,21 @@ class _PhantomSource:
     """Phantoms by number, rendered when asked for; a number always gives the same phantom."""
 
     def __init__(self, seed: int, plan: TrainingPlan) -> None:
-        self.plan = plan
-        self._first_seed = 10 * _SEEDS_PER_STAGE * (seed + 1)
+        self.seed, self.plan = seed, plan
 
-    def batch(self, stage: int, numbers: Sequence[int], config: PreprocessingConfig) -> tuple[Tensor, Tensor]:
+    def batch(self, purpose: str, numbers: Sequence[int], config: PreprocessingConfig) -> tuple[Tensor, Tensor]:
         """Augmented phantoms for training: inputs (B, P, T, C, H, W) and classes (B,), the kinds alternating."""
         inputs = []
         for number in numbers:
-            seed = self._first_seed + stage * _SEEDS_PER_STAGE + number
+            seed = first_seed(purpose, self.seed) + number
             rng = np.random.default_rng(seed)
             phantom = make_phantom(KINDS[number % 2], seed, float(rng.uniform(0, self.plan.hardest)))
             inputs.append(to_input(augmented(render_hu(phantom, config, rng), rng), config))
         return torch.from_numpy(np.stack(inputs)), torch.tensor(numbers) % 2
 
-    def unseen(self, number: int, config: PreprocessingConfig) -> Tensor:
-        """A validation phantom as a deployed model would see it: (1, P, T, C, H, W)."""
-        seed = self._first_seed + 2 * _SEEDS_PER_STAGE + number
-        phantom = make_phantom(KINDS[number % 2], seed, self.plan.difficulty)
-        return torch.from_numpy(to_input(render_hu(phantom, config), config))[None]
+    def unseen(self, config: PreprocessingConfig) -> PhantomSet:
+        """The validation phantoms, as a deployed model would see them."""
+        return PhantomSet(self.plan.validation, self.seed, self.plan.difficulty, config, purpose="validation")
 
 
 def _train_whole(
@@ -170,7 +166,7 @@ def _train_whole(
     losses = []
     network.train()
     numbers = [range(step * plan.batch, (step + 1) * plan.batch) for step in range(steps)]
-    batches = _made_ahead(lambda step: source.batch(0, numbers[step], shallow), steps)
+    batches = _made_ahead(lambda step: source.batch("training", numbers[step], shallow), steps)
     for step, (study, truth) in enumerate(batches):
         losses.append(update(_loss(network(study), truth)))
         report("training", step + 1, steps, losses[-1])
@@ -198,7 +194,7 @@ def _tail_features(
     network: FourPhaseNet, source: _PhantomSource, config: PreprocessingConfig, report: Report
 ) -> tuple[Tensor, Tensor]:
     count, features, truths = source.plan.tail_studies, [], []
-    for number, (study, truth) in enumerate(_made_ahead(lambda n: source.batch(1, [n], config), count)):
+    for number, (study, truth) in enumerate(_made_ahead(lambda n: source.batch("tail", [n], config), count)):
         features.append(network.features(study))
         truths.append(truth)
         report("full depth", number + 1, count, None)
@@ -209,12 +205,13 @@ def _tail_features(
 def _validate(
     network: FourPhaseNet, source: _PhantomSource, config: PreprocessingConfig, report: Report
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    count, scores = source.plan.validation, []
-    for number, study in enumerate(_made_ahead(lambda n: source.unseen(n, config), count)):
-        logits, _ = network(study)
+    phantoms, scores = source.unseen(config), []
+    count = len(phantoms)
+    for number, study in enumerate(_made_ahead(phantoms.study, count)):
+        logits, _ = network(torch.from_numpy(study))
         scores.append(float(logits[0, 1] - logits[0, 0]))
         report("validation", number + 1, count, None)
-    return np.array(scores), np.arange(count) % 2 == 1
+    return np.array(scores), np.array(phantoms.labels) == KINDS[1]
 
 
 class _Updater:
@@ -254,7 +251,7 @@ def _made_ahead(make: Callable[[int], T], count: int) -> Iterator[T]:
 
 
 @contextmanager
-def _reproducible(seed: int) -> Iterator[None]:
+def reproducible(seed: int) -> Iterator[None]:
     """Seeds torch and asks it for deterministic algorithms on one thread; puts all of that back afterwards.
 
     One thread, because the second core renders, and because the layers are so small that on a busy machine two threads

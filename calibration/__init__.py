@@ -1,1 +1,1 @@
-"""Calibration set -> scales -> Q/DQ and FP16-typed ONNX, judged against one FP32 baseline. No command uses it yet."""
+"""Calibration set -> scales -> Q/DQ and FP16-typed ONNX, judged against one FP32 baseline."""

@@ -2,18 +2,21 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fourphase.benchmarks import preprocess_bench, training
+from fourphase.benchmarks import accuracy_bench, calibration_bench, networks, preprocess_bench, training
 from fourphase.benchmarks.cli import app
 from fourphase.benchmarks.phantom import make_phantom
 from fourphase.benchmarks.phantom_dicom import WrittenStudy, write_study
+from fourphase.calibration import metrics
 from fourphase.runtime.config import PreprocessingConfig
-from fourphase.runtime.errors import EnvironmentFault, InputMissing, OutputNotWritable, UsageError
+from fourphase.runtime.errors import EnvironmentFault, InputMissing, ModelIncompatible, OutputNotWritable, UsageError
+from tests.support.lowered_bundle import write_lowered
 
 SIZE = ["--matrix", "64", "--slices", "20"]
 
@@ -136,3 +139,100 @@ def test_the_cropped_volume_is_padded_where_the_region_leaves_it() -> None:
     np.testing.assert_array_equal(cropped[1:, :, :2], array[:, 1:, 2:])
     assert (cropped[0] == -1024).all()
     assert (cropped[..., 2:] == -1024).all()
+
+
+PHANTOM_OPTIONS = ["--seed", "3", "--difficulty", "0.5"]
+
+
+@pytest.fixture
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals are for other tests; 2000 resamples each take most of the time."""
+    for module in (metrics, accuracy_bench, calibration_bench):
+        monkeypatch.setattr(module, "bootstrap", partial(metrics.bootstrap, resamples=20))
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_lowered(tmp_path_factory.mktemp("cli") / "bundle").path
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_accuracy_prints_a_table_a_warning_and_one_line_of_json(bundle: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    *lines, last = invoke("accuracy", bundle, "--count", "2", *PHANTOM_OPTIONS, "--plot", plot).splitlines()
+    body, text = json.loads(last), "\n".join(lines)
+    assert body["schema"] == "fourphase.accuracy/1"
+    assert (body["phantoms"]["count"], body["phantoms"]["seed"], body["phantoms"]["difficulty"]) == (2, 3, 0.5)
+    assert "SYNTHETIC PHANTOMS" in text
+    assert "says nothing about patients" in text
+    assert "AUC 89.73, ACC 85.50, F1 85.44, NPV 86.35 %" in text
+    for row in body["rows"]:
+        assert row["precision"] in text
+        assert f"{100 * row['auc']['value']:.2f}" in text
+    assert plot.is_file()
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_accuracy_prints_only_json_if_asked(bundle: Path) -> None:
+    text = invoke("accuracy", bundle, "--count", "2", "--json")
+    assert [row["name"] for row in json.loads(text)["rows"]][:3] == ["fp32", "fp16", "int8"]
+
+
+def test_accuracy_needs_a_bundle_and_a_plot_that_can_be_written(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelIncompatible):
+        invoke("accuracy", tmp_path)
+    with pytest.raises(UsageError, match=r"is not a \.png file"):
+        invoke("accuracy", bundle, "--plot", tmp_path / "plot.jpg")
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(OutputNotWritable):
+        invoke("accuracy", tmp_path / "absent", "--plot", tmp_path / "folder.png")
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_calibration_prints_a_table_the_winners_and_one_line_of_json(bundle: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "plot.png"
+    options = ["--counts", "2, 1", "--evaluate", "2", *PHANTOM_OPTIONS]
+    *lines, last = invoke("calibration", bundle, *options, "--plot", plot).splitlines()
+    body, text = json.loads(last), "\n".join(lines)
+    assert body["schema"] == "fourphase.calibration-bench/1"
+    assert [winner["count"] for winner in body["winners"]] == [1, 2]
+    for winner in body["winners"]:
+        assert f"on {winner['count']}: {winner['algorithm']} wins with {winner['sqnr_db']:.1f} dB" in text
+    for trial in body["trials"]:
+        assert f"{trial['sqnr_db']:.1f}" in text
+    assert "SYNTHETIC PHANTOMS" in text
+    assert "carries no preprocessing" not in text
+    assert plot.is_file()
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_bare_onnx_is_taken_with_a_note(bundle: Path) -> None:
+    text = invoke("calibration", bundle / "model.fp32.onnx", "--counts", "1", "--evaluate", "2")
+    assert "an ONNX carries no preprocessing" in text
+
+
+@pytest.mark.parametrize("counts", ["", "8,", "0", "8;64", "-1", "8.5", "1000000"])
+def test_counts_that_are_no_numbers_are_refused(bundle: Path, counts: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        invoke("calibration", bundle, "--counts", counts)
+    assert caught.value.key == "counts_invalid"
+
+
+def test_an_untrained_checkpoint_says_that_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "PreprocessingConfig", lambda: PreprocessingConfig(size=(8, 32, 32)))
+    model = tmp_path / "model.safetensors"
+    command: list[str | Path] = ["phantom-checkpoint", "-o", model, "--untrained", "--width", "4", "--gru-hidden", "8"]
+    text = invoke(*command)
+    assert text.startswith("NOT TRAINED")
+    assert b'\\"data\\":\\"none: random weights\\"' in model.read_bytes()
+    body = json.loads(invoke(*command, "--json"))
+    assert (body["trained"], body["width"], body["gru_hidden"]) == (False, 4, 8)
+    for name in ("HCC", "ICC"):
+        assert f"{name} {body['logits_spread'][name]:.4f}" in text
+
+
+@pytest.mark.parametrize("option", [["--quick"], ["--studies", "64"], ["--plot", "plot.png"]])
+def test_an_untrained_checkpoint_goes_with_no_option_of_training(tmp_path: Path, option: list[str]) -> None:
+    with pytest.raises(UsageError):
+        invoke("phantom-checkpoint", "-o", tmp_path / "model.safetensors", "--untrained", *option)
+    assert list(tmp_path.iterdir()) == []

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from fourphase.benchmarks.networks import NETWORKS, TINY, Scale
+from fourphase.benchmarks.networks import (
+    NETWORKS,
+    TINY,
+    Scale,
+    Untrained,
+    check_tells_apart,
+    settled,
+    untrained,
+    write_untrained,
+)
+from fourphase.benchmarks.phantom_set import PhantomSet
 from fourphase.export.blocks import record_blocks
+from fourphase.export.checkpoint import load_checkpoint
 from fourphase.export.network import FourPhaseNet
+from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.errors import SelfCheckFailed
+
+SMALL = PreprocessingConfig(size=(8, 32, 32))
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +61,66 @@ def test_activations_are_settled() -> None:
         module(study)
     for stage in ("stage1/NC", "stage2/ART", "stage3/PV", "stage4/DL", "conv1d"):
         assert 0.2 < float(blocks[stage].std()) < 5, stage
+
+
+def test_statistics_are_averaged_over_the_examples() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(2, 3, 1), torch.nn.BatchNorm2d(3))
+    examples = [torch.randn(4, 2, 5, 5, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2, 3)]
+    assert settled(network, iter(examples)) is network
+    assert not network.training
+    with torch.no_grad():
+        outputs = [network[0](example) for example in examples]
+    means = torch.stack([output.mean(dim=(0, 2, 3)) for output in outputs])
+    variances = torch.stack([output.var(dim=(0, 2, 3)) for output in outputs])
+    torch.testing.assert_close(network[1].running_mean, means.mean(dim=0))
+    torch.testing.assert_close(network[1].running_var, variances.mean(dim=0))
+
+
+@pytest.fixture(scope="module")
+def made() -> Untrained:
+    return untrained(4, 8, 0, SMALL)
+
+
+def test_an_untrained_network_is_settled_on_phantoms_and_tells_others_apart(made: Untrained) -> None:
+    """Its logits are those of phantoms with seeds of their own, computed again from the network that is returned."""
+    others = PhantomSet(4, 0, 0.3, SMALL, purpose="validation")
+    with torch.no_grad():
+        again = torch.cat([made.network(torch.from_numpy(study))[0] for study in others.studies()]).numpy()
+        with record_blocks(made.network) as blocks:
+            made.network(torch.from_numpy(PhantomSet(1, 0, 0.3, SMALL, purpose="training").study(0)))
+    np.testing.assert_allclose(made.logits, again, rtol=1e-4, atol=1e-5)
+    for stage in ("stage1/NC", "stage2/ART", "stage3/PV", "stage4/DL", "conv1d"):
+        assert 0.2 < float(blocks[stage].std()) < 5, stage
+    body = made.to_dict()
+    spread = [max(column) - min(column) for column in zip(*again.tolist(), strict=True)]
+    assert list(body["logits_spread"].values()) == pytest.approx(spread, rel=1e-3)
+    assert min(spread) > 1e-3
+
+
+def test_the_same_seed_gives_the_same_untrained_file(made: Untrained, tmp_path: Path) -> None:
+    digests, other = [], untrained(4, 8, 1, SMALL)
+    for index, network in enumerate((made, untrained(4, 8, 0, SMALL), other)):
+        path = tmp_path / f"{index}.safetensors"
+        write_untrained(path, network)
+        digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+    assert digests[0] == digests[1] != digests[2]
+    weights = [next(network.network.parameters()) for network in (made, other)]
+    assert not torch.equal(*weights)
+    loaded = load_checkpoint(tmp_path / "0.safetensors")
+    assert (loaded.network.config.width, loaded.network.config.gru_hidden) == (4, 8)
+    assert loaded.preprocessing == SMALL
+
+
+def test_torchs_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    untrained(2, 4, 0, SMALL)
+    assert torch.rand(1) == expected
+
+
+def test_a_network_that_says_the_same_of_all_is_refused() -> None:
+    logits = np.array([[0.1, 0.2], [0.10001, 0.2]], dtype=np.float32)
+    with pytest.raises(SelfCheckFailed, match="the same of 2 phantoms"):
+        check_tells_apart(logits)
+    check_tells_apart(logits + np.array([[0, 0], [0, 1e-3]], dtype=np.float32))
