@@ -112,11 +112,7 @@ class Rung:
             "policy": dict(self.step.policy.rules),
             "bytes": self.step.model.ByteSize(),
             "verdict": self.verdict.to_dict(),
-            "gates": {
-                "min_sqnr_db": self.thresholds.min_sqnr_db,
-                "max_flips": self.thresholds.flips_of(self.verdict.studies),
-                "max_auc_drop": self.thresholds.max_auc_drop,
-            },
+            "gates": asdict(self.thresholds),
             "blocks": [asdict(row) for row in self.blocks],
         }
 
@@ -134,10 +130,10 @@ def climb(
     steps: Sequence[Step], baseline: Baseline, jury: Jury, acceptance: Mapping[str, Acceptance], classes: Sequence[str]
 ) -> tuple[Rung, ...]:
     """Judges every step on the jury's studies, and every block on the first of them; a failure is no exception here."""
+    positives = positives_of(jury.studies, classes) if jury.decisions else None
     runs = {"": baseline.run, **{step.precision: _session(step) for step in steps}}
     logits = evaluate(runs, jury.studies)
     del runs
-    positives = positives_of(jury.studies, classes) if jury.decisions else None
     rungs = []
     with progress("comparing blocks", len(steps)) as advance:
         study = jury.studies.study(0)

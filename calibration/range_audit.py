@@ -22,18 +22,20 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import BLOCK_KEY, Policy
+from fourphase.calibration.evaluation import Studies
 from fourphase.calibration.range_probes import SMALLEST_NORMAL, Statistics, measure
 from fourphase.calibration.typed import FP16_MAX, MOVING
 from fourphase.runtime.errors import ParityFailed
 
 __all__ = [
-    "BlockRange", "RangeReport", "SumRange", "ValueRange", "audit_ranges", "fp16_sum_error", "overflowing_blocks",
-    "require_range",
+    "BlockRange", "RangeReport", "SumRange", "ValueRange", "audit_first", "audit_ranges", "fp16_sum_error",
+    "overflowing_blocks", "require_range",
 ]  # fmt: skip
 
 Array = NDArray[np.float32]
 
 _DRAWS = 16
+_AUDITED_STUDIES = 4
 _FLOAT = ir.DataType.FLOAT
 _REDUCTIONS = ("ReduceMean", "ReduceSum")
 _PRODUCTS = ("Conv", "Gemm", "MatMul")
@@ -188,6 +190,11 @@ def audit_ranges(model: onnx.ModelProto, studies: Iterable[Array]) -> RangeRepor
     for node in nodes:
         blocks.setdefault(node.metadata_props.get(BLOCK_KEY, ""), []).append(node)
     return RangeReport(found.studies, tuple(_block_range(name, members, found) for name, members in blocks.items()))
+
+
+def audit_first(model: onnx.ModelProto, studies: Studies) -> RangeReport:
+    """`audit_ranges` on the first few studies: every value of the graph is watched, and a few show its range."""
+    return audit_ranges(model, (studies.study(index) for index in range(min(len(studies), _AUDITED_STUDIES))))
 
 
 def _block_range(block: str, nodes: Sequence[ir.Node], found: Statistics) -> BlockRange:

@@ -91,7 +91,9 @@ class Scales:
     def to_json(self) -> bytes:
         """The file's content, with a digest of its own."""
         content = asdict(self)
-        return (json.dumps({"schema": SCHEMA, "sha256": _digest(content), **content}, indent=1) + "\n").encode()
+        return (
+            json.dumps({"schema": SCHEMA, "sha256": _digest(content), **content}, indent=1, allow_nan=False) + "\n"
+        ).encode()
 
 
 def collect_histograms(model: bytes, names: Sequence[str], data: CalibrationData) -> ActivationHistograms:

@@ -16,13 +16,12 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import node_blocks
+from fourphase.calibration.blocks import Policy, node_blocks
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
-from fourphase.calibration.evaluation import Studies
 from fourphase.calibration.gates import require
 from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, steps_of
 from fourphase.calibration.lowering import blocks_of
-from fourphase.calibration.range_audit import RangeReport, audit_ranges, require_range
+from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, write_bundle
 from fourphase.engine.flavour import Target, choose_target
@@ -48,15 +47,21 @@ from fourphase.runtime.console import progress
 from fourphase.runtime.errors import UsageError
 from fourphase.runtime.golden import study_from_codes
 
-__all__ = ["BuildResult", "VerifiedModel", "build_bundle", "torch_baseline", "verified_onnx", "verify_model"]
+__all__ = [
+    "BuildResult",
+    "VerifiedModel",
+    "build_bundle",
+    "engines_of",
+    "torch_baseline",
+    "verified_onnx",
+    "verify_model",
+]
 
 Floats = NDArray[np.float32]
 
 #: Parity is measured at batch 1, 2 and 3; two of the three inputs go into the bundle.
 _PARITY_STUDIES = 3
 _GOLDEN_STUDIES = 2
-#: The audit watches every value of the graph; a few studies show its range.
-_AUDITED_STUDIES = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,18 +157,18 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     target, options = choose_target(request.target), BuildOptions(compute_capabilities=request.compute_capabilities)
     if target.name != "none":
         check_build(target.name, options)
-    gru, acceptance = chosen_gru(request.gru), request.thresholds()
+    gru, acceptance, policy = chosen_gru(request.gru), request.thresholds(), request.given_policy()
     checkpoint = load_checkpoint(path, request.config)
     sets = load_study_sets(
         request.calibration, request.evaluation, checkpoint.preprocessing, checkpoint.network.config.phases
     )
     _require_calibration(request, sets)
     verified = verified_onnx(checkpoint, gru[0])
-    judged = _judge(verified, request, sets)
+    judged = _judge(verified, request, sets, policy)
     for rung in judged.rungs:
         require(rung.verdict, acceptance[rung.step.precision])
     last = judged.steps[-1]
-    engines = _engines(last, target, options)
+    engines = engines_of(last, target, options)
     report = report_of(
         verified.checkpoint, verified.model, verified.parity, judged.rungs, judged.jury, judged.ranges, gru, engines
     )
@@ -188,13 +193,13 @@ def _require_calibration(request: BuildRequest, sets: StudySets) -> None:
         )
 
 
-def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets) -> _Judged:
+def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets, policy: Policy | None) -> _Judged:
     """Lowers the model as asked for, and measures everything there is to measure."""
-    policies = policies_of(request, blocks_of(verified.model))
+    policies = policies_of(request.precision, policy, blocks_of(verified.model))
     jury = choose_jury(sets, verified.golden)
     ranges = None
     if policies:
-        ranges = audit_ranges(verified.model, _first(jury.studies))
+        ranges = audit_first(verified.model, jury.studies)
         require_range(ranges, policies.values())
     scales = None
     if "int8" in policies:
@@ -207,12 +212,8 @@ def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets) -> _
     return _Judged(jury, rungs, ranges, scales)
 
 
-def _first(studies: Studies) -> list[Floats]:
-    return [studies.study(index) for index in range(min(len(studies), _AUDITED_STUDIES))]
-
-
-def _engines(step: Step, target: Target, options: BuildOptions) -> tuple[EnginePlan, ...]:
-    """The engine of the precision asked for."""
+def engines_of(step: Step, target: Target, options: BuildOptions) -> tuple[EnginePlan, ...]:
+    """The engine of a lowered model, or none for the target "none"."""
     if target.name == "none":
         return ()
     data = step.model.SerializeToString()

@@ -60,6 +60,10 @@ class BuildRequest:
                     key=f"{name.split()[-1]}_unknown",
                 )
 
+    def given_policy(self) -> Policy | None:
+        """What the policy file says. Raises: InputMissing (10), UsageError (2)."""
+        return None if self.policy is None else read_policy(self.policy)
+
     def thresholds(self) -> Mapping[str, Acceptance]:
         return read_acceptance(self.accept)
 
@@ -97,22 +101,24 @@ def choose_jury(sets: StudySets, golden: GoldenStudies) -> Jury:
     return Jury(golden, "golden inputs", decisions=False, note=note)
 
 
-def policies_of(request: BuildRequest, blocks: Iterable[str]) -> dict[str, Policy]:
+def policies_of(wanted: str | None, given: Policy | None, blocks: Iterable[str]) -> dict[str, Policy]:
     """Precision -> policy of every lowered model that the bundle will hold: fp16 on the way to int8, nothing for fp32.
 
-    Raises: UsageError (2) for a policy that does not fit the precision, or that names an unknown block; InputMissing.
+    Args:
+        wanted: the precision asked for. given: a policy that replaces its default one.
+
+    Raises: UsageError (2) for a policy that does not fit the precision, or that names an unknown block.
     """
     blocks = tuple(blocks)
-    given = None if request.policy is None else read_policy(request.policy)
     if given is None:
-        precision = request.precision or "fp16"
+        precision = wanted or "fp16"
         chosen = {"fp32": Policy(()), "fp16": fp16_policy(blocks), "int8": int8_policy(blocks)}[precision]
     else:
         given.check(blocks)
         chosen, precision = given, lowest_precision(given, blocks)
-        if request.precision not in (None, precision):
+        if wanted not in (None, precision):
             raise UsageError(
-                f"the policy's lowest precision is {precision}, --precision is {request.precision}",
+                f"the policy's lowest precision is {precision}, --precision is {wanted}",
                 "leave --precision out, or give the policy that fits",
                 key="policy_precision",
             )

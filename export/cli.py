@@ -243,16 +243,19 @@ def _print_bundle(bundle: Bundle) -> None:
         meta = json.loads(bundle.read(engine.meta))
         capabilities = ", ".join(meta["compute_capabilities"])
         console.print(f"engine {engine.plan}: {meta['flavour']} {meta['version']} for {capabilities}", markup=False)
-    first = bundle.parity["torch_fp32_to_onnx_fp32"]
-    console.print(f"parity with PyTorch: worst {first['worst_block']} at {first['worst_relative']:.1e}", markup=False)
-    ladder = bundle.parity["ladder"]
-    judged = ladder["judged_on"]
-    console.print(
-        f"judged on {judged['studies']} studies ({judged['source']}), against {ladder['baseline']}", markup=False
-    )
-    for precision, verdict in ladder["verdicts"].items():
-        noise = "equal" if verdict["sqnr_db"] is None else f"{verdict['sqnr_db']:.1f} dB"
-        console.print(f"  {precision}: {noise}, {verdict['flips']} flips", markup=False)
+    first, ladder = bundle.parity.get("torch_fp32_to_onnx_fp32"), bundle.parity.get("ladder")
+    if first:
+        console.print(
+            f"parity with PyTorch: worst {first['worst_block']} at {first['worst_relative']:.1e}", markup=False
+        )
+    if ladder:
+        judged = ladder["judged_on"]
+        console.print(
+            f"judged on {judged['studies']} studies ({judged['source']}), against {ladder['baseline']}", markup=False
+        )
+        for precision, verdict in ladder["verdicts"].items():
+            noise = "equal" if verdict["sqnr_db"] is None else f"{verdict['sqnr_db']:.1f} dB"
+            console.print(f"  {precision}: {noise}, {verdict['flips']} flips", markup=False)
     console.print(f"made with {', '.join(f'{name} {number}' for name, number in bundle.tools.items())}", markup=False)
     table = Table("file", "bytes", "sha256")
     for name, record in bundle.files.items():

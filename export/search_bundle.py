@@ -17,24 +17,24 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import Policy, node_blocks
+from fourphase.calibration.blocks import Policy
 from fourphase.calibration.cache import cache_folder
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
-from fourphase.calibration.calibration_set import CalibrationSet
 from fourphase.calibration.cost import block_costs
 from fourphase.calibration.evaluation import evaluate, fp32_session, positives_of
 from fourphase.calibration.gates import DEFAULTS, Acceptance, require
 from fourphase.calibration.ladder import Baseline, Jury, Rung, climb, precisions_of, steps_of
 from fourphase.calibration.lowering import Lowering, blocks_of, lowest_precision
 from fourphase.calibration.qdq import quantizable_blocks
-from fourphase.calibration.range_audit import RangeReport, audit_ranges, overflowing_blocks
+from fourphase.calibration.range_audit import RangeReport, audit_first, overflowing_blocks
 from fourphase.calibration.rounding import rounded_session
 from fourphase.calibration.scales import Scales
 from fourphase.calibration.search import PolicyCache, SearchResult, groups_of, search
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
-from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
+from fourphase.engine.builder import BuildOptions, EnginePlan, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, contents_of, write_bundle
 from fourphase.engine.flavour import Target, choose_target
+from fourphase.export.build import engines_of
 from fourphase.export.build_report import calibration_record, engine_records, golden_record, ladder_record
 from fourphase.export.build_request import StudySets, choose_jury, halved, load_study_sets
 from fourphase.export.golden import GoldenStudies, golden_file
@@ -45,9 +45,6 @@ from fourphase.runtime.errors import AccuracyGateFailed, ExportRefused
 __all__ = ["SearchOutcome", "SearchRequest", "search_bundle"]
 
 Floats = NDArray[np.float32]
-
-#: The audit watches every value of the graph; a few studies show its range.
-_AUDITED_STUDIES = 4
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,7 @@ def search_bundle(path: Path, output: Path, request: SearchRequest) -> SearchOut
     rungs = found.climb(bundle.classes)
     for rung in rungs:
         require(rung.verdict, rung.thresholds)
-    step = rungs[-1].step
-    engines: tuple[EnginePlan, ...] = ()
-    if target.name != "none":
-        data, blocks = step.model.SerializeToString(), node_blocks(step.model)
-        engines = (build_engine(data, target.name, precision=step.precision, options=options, blocks=blocks),)
+    engines = engines_of(rungs[-1].step, target, options)
     fp32 = contents.golden.outputs["fp32"]
     reference = {"logits": fp32.logits, "phase_logits": fp32.phase_logits}
     made = golden_file(golden, reference, [rung.step for rung in rungs[1:]])
@@ -125,7 +118,7 @@ class _Found:
         assert sets.calibration is not None
         model = onnx.load_model_from_string(data)
         scales = cached_scales(data, sets.calibration, request.algorithm)
-        ranges = audit_ranges(model, _first(sets.calibration))
+        ranges = audit_first(model, sets.calibration)
         held = sorted(overflowing_blocks(ranges))
         result = search(
             _evaluator(data, model, scales.scales, jury),
@@ -146,10 +139,6 @@ class _Found:
         steps = steps_of(self.model, policies, self.scales.scales)
         acceptance = {"fp32": DEFAULTS["fp32"], "fp16": self.limits, "int8": self.limits}
         return climb(steps, Baseline.of_onnx(self.model), self.jury, acceptance, classes)
-
-
-def _first(data: CalibrationSet) -> list[Floats]:
-    return [data.study(index) for index in range(min(len(data), _AUDITED_STUDIES))]
 
 
 def _lowerings(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:

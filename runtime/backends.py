@@ -168,7 +168,7 @@ def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> tuple[str
         if precision in bundle.models:
             note = note or module.why_not(precision)
             if module.why_not(precision) is None:
-                return precision, note
+                return precision, note or (_why(precision, bundle) if wanted is None else None)
     if note is not None:
         raise EnvironmentFault(note, "use --precision fp32, or --backend onnxruntime", key="precision_unsafe")
     held = ", ".join(bundle.models) or "none"
@@ -177,3 +177,10 @@ def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> tuple[str
         "choose a --precision that the bundle has, or build the bundle with the one you need",
         key="precision_missing",
     )
+
+
+def _why(precision: str, bundle: Bundle) -> str | None:
+    """Why not a lower one that the bundle has, for a person who built it; manifests name the lowest last."""
+    if precision == list(bundle.models)[-1]:
+        return None
+    return f"of {', '.join(bundle.models)} it prefers {precision} on a CPU (--precision chooses another)"

@@ -37,7 +37,7 @@ PRECISIONS = ("fp32", "fp16", "int8")
 #: Messages of severity below 4 (fatal) would repeat on stderr what the exception says.
 _QUIET = 4
 #: Stores the biases of convolutions between Q/DQ pairs as int32 with the product of both scales, computed in the
-#: scales' type: in FP16 that product has few bits left, or none. Logits were off by 1.0 (ONNX Runtime 1.32).
+#: scales' type: in FP16 that product has few bits left, or none. A phase's logits were off by 1.0 (ONNX Runtime 1.32).
 _WRONG_OPTIMIZERS = ["WeightBiasQuantization"]
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 

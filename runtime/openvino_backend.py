@@ -2,7 +2,8 @@
 
 Where it pays is INT8: it computes the convolutions between Q/DQ pairs as int8, which ONNX Runtime does not gain from.
 On a CPU without instructions for that (AVX2 alone) its products saturate at 16 bits and are silently wrong: a single
-convolution came out off by a fifth, a network trained on phantoms by 0.37 logits. There, int8 is refused.
+convolution came out off by a fifth, a network trained on phantoms by up to 0.38 logits, and
+the same input could give two answers. There, int8 is refused.
 Everything else it computes in FP32: left to itself it would take BF16 on CPUs with AMX, for an FP32 model too.
 
 The package reports its import to Intel where the user once agreed to that; this module keeps it from doing so.

@@ -154,9 +154,11 @@ def test_auto_leaves_everything_else_to_onnxruntime(
     monkeypatch.setattr(openvino_backend, "is_available", lambda: False)
     missing = choose_backend(both)
     assert missing.backend.name == "onnxruntime"
-    assert missing.reason.endswith("openvino, which would run the int8 model on AMX, is not installed")
+    prefers = "of fp32, int8 it prefers fp32 on a CPU (--precision chooses another)"
+    absent = "openvino, which would run the int8 model on AMX, is not installed"
+    assert missing.reason == f"no CUDA device; {absent}; {prefers}"
     monkeypatch.setattr(backends, "int8_instructions", lambda: None)
-    assert choose_backend(both).reason == "no CUDA device"
+    assert choose_backend(both).reason == f"no CUDA device; {prefers}"
 
 
 @pytest.mark.parametrize(
