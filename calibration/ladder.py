@@ -36,7 +36,7 @@ class Jury:
     Attributes:
         source: "evaluation set", "calibration set" or "golden inputs".
         hash: of the set; None for the golden inputs, which are the same everywhere.
-        decisions: whether decisions on these studies mean anything; on golden inputs, random grey blocks, they do not.
+        decisions: whether decisions on these studies mean anything; on golden inputs, random blocks, they do not.
         note: what a person should know about the choice.
     """
 

@@ -73,6 +73,27 @@ def test_a_batch_baked_into_a_reshape_is_found(model: onnx.ModelProto, network: 
         require_parity(report)
 
 
+def test_a_shut_gate_is_held_against_a_gates_range() -> None:
+    reference = np.full((2, 3), 1e-6, np.float32)
+    off = reference + np.float32(1e-7)
+    assert not compare("mix1", reference, off, 1, 1e-3).passed
+    shut = compare("gate1.spatial", reference, off, 1, 1e-3, least_scale=1.0)
+    assert shut.passed and shut.relative == pytest.approx(1e-7, rel=1e-2)
+    assert not compare("gate1.spatial", reference, reference + 2e-3, 1, 1e-3, least_scale=1.0).passed
+
+
+def test_a_gate_off_by_a_hundredth_of_its_range_is_found(
+    model: onnx.ModelProto, network: FourPhaseNet, node_of: NodeOf
+) -> None:
+    """The sigmoid's own output, 0.01 off: small beside the maps it weighs, and yet ten times what is allowed."""
+    sigmoid = next(node for node in model.graph.node if node.output[0] == "gate1.spatial/NC")
+    model.graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float32), "hundredth"))
+    sigmoid.output[0] = "gate1.spatial/exact"
+    add = onnx.helper.make_node("Add", ["gate1.spatial/exact", "hundredth"], ["gate1.spatial/NC"], name="doctored")
+    model.graph.node.insert(list(model.graph.node).index(sigmoid) + 1, add)
+    assert first_block_off(network, model) == "gate1.spatial/NC"
+
+
 def test_nan_and_wrong_shapes_fail() -> None:
     reference = np.ones((2, 3), np.float32)
     assert not compare("x", reference, np.full((2, 3), np.nan, np.float32), 1, 1e-4).passed
