@@ -1,10 +1,9 @@
 """Golden inputs and outputs: a few fixed inputs, and what the FP32 PyTorch network says of them.
 
 The inputs are blocks of random HU within the narrowest window, seen through every channel's window: no anatomy, but
-channels that agree with each other as those of a CT do, and the same on every machine. Channels drawn independently drive
-a full-size network far outside what its batch norm was settled on, where its GRU amplifies rounding more than three times
-as much. They are stored as 8-bit codes (see `fourphase.runtime.golden`), so that the file stays small and every reader
-decodes the same floats.
+channels that agree with each other as those of a CT do, and the same on every machine. (Channels drawn independently
+are far from all that batch norm was settled on, and a GRU amplifies the rounding of large values.) They are stored as
+8-bit codes (see `fourphase.runtime.golden`), so that the file stays small and every reader decodes the same floats.
 
 A lowered model's golden outputs are the literal evaluation's, which rounds every FP16 value. A program that fuses
 operators rounds less often, and near a tie one rounding moves an int8 code by a whole step. How much that is depends on

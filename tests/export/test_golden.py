@@ -20,7 +20,7 @@ def test_every_channel_sees_the_same_hu_through_its_own_window() -> None:
     narrow = min(range(3), key=lambda index: np.ptp(CONFIG.windows_hu[index]))
     low, high = CONFIG.windows_hu[narrow]
     hu = low + codes[:, :, :, narrow] / 255 * (high - low)
-    assert hu.min() < low + 2 and hu.max() > high - 2, "the narrowest window is used in full"
+    np.testing.assert_allclose((hu.min(), hu.max()), (low, high), atol=2, err_msg="the narrowest window in full")
     for index, (low, high) in enumerate(CONFIG.windows_hu):
         expected = np.interp(hu, (low, high), (0, 255))
         np.testing.assert_allclose(codes[:, :, :, index], expected, rtol=0, atol=0.5 + 1e-9)
@@ -28,11 +28,14 @@ def test_every_channel_sees_the_same_hu_through_its_own_window() -> None:
 
 def test_blocks_differ_between_studies_and_phases_and_are_cut_to_size() -> None:
     codes = golden_codes(2, 4, replace(CONFIG, size=(9, 20, 24)))
-    assert codes.shape == (2, 4, 9, 3, 20, 24) and codes.dtype == np.uint8 and codes.flags.c_contiguous
+    assert codes.shape == (2, 4, 9, 3, 20, 24)
+    assert codes.dtype == np.uint8
+    assert codes.flags.c_contiguous
     assert len({study_phase.tobytes() for study_phase in codes.reshape(8, -1)}) == 8
     np.testing.assert_array_equal(codes[:, :, 0:4], np.repeat(codes[:, :, :1], 4, axis=2))
     assert (codes[:, :, 3] != codes[:, :, 4]).any()
-    assert (codes[..., 7, :] != codes[..., 8, :]).any() and (codes[..., :, 7] != codes[..., :, 8]).any()
+    assert (codes[..., 7, :] != codes[..., 8, :]).any()
+    assert (codes[..., :, 7] != codes[..., :, 8]).any()
 
 
 def test_the_bytes_are_the_seeds() -> None:
