@@ -83,11 +83,11 @@ def made() -> Untrained:
 
 def test_an_untrained_network_is_settled_on_phantoms_and_tells_others_apart(made: Untrained) -> None:
     """Its logits are those of phantoms with seeds of their own, computed again from the network that is returned."""
-    others = PhantomSet(4, 0, 0.3, SMALL, purpose="validation")
+    others = PhantomSet(4, 0, 0.9, SMALL, purpose="validation")
     with torch.no_grad():
         again = torch.cat([made.network(torch.from_numpy(study))[0] for study in others.studies()]).numpy()
         with record_blocks(made.network) as blocks:
-            made.network(torch.from_numpy(PhantomSet(1, 0, 0.3, SMALL, purpose="validation").study(0)))
+            made.network(torch.from_numpy(PhantomSet(1, 0, 0.9, SMALL, purpose="validation").study(0)))
     np.testing.assert_allclose(made.logits, again, rtol=1e-4, atol=1e-5)
     for stage in ("stage1/NC", "stage2/ART", "stage3/PV", "stage4/DL", "conv1d"):
         assert 0.2 < float(blocks[stage].std()) < 5, stage
