@@ -148,7 +148,7 @@ def untrained(width: int, gru_hidden: int, seed: int, preprocessing: Preprocessi
         network = FourPhaseNet(NetworkConfig(width=width, gru_hidden=gru_hidden))
         for module in network.modules():
             if isinstance(module, BasicBlock):
-                nn.init.constant_(module.bn2.weight, _RESIDUAL_GAIN)
+                nn.init.constant_(module.bn2.get_parameter("weight"), _RESIDUAL_GAIN)
         settled(network, torch.cat(list(inputs(known))))
         logits = torch.cat([network(study)[0] for study in inputs(others)]).numpy()
     check_tells_apart(logits)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -123,8 +123,12 @@ def judge(
     return Verdict(precision, len(reference), worst, noise, changed, measured, change, bars, failed)
 
 
-def require(verdict: Verdict, thresholds: Acceptance) -> None:
-    """Raises: ParityFailed (27) or AccuracyGateFailed (28) naming the first gate that failed and what was measured."""
+def require(verdict: Verdict, thresholds: Acceptance, table: Sequence[dict[str, str]] = ()) -> None:
+    """Raises: ParityFailed (27) or AccuracyGateFailed (28) naming the first gate that failed and what was measured.
+
+    Args:
+        table: of the error: what a person needs to find the cause.
+    """
     if not verdict.failed:
         return
     gate = verdict.failed[0]
@@ -140,6 +144,7 @@ def require(verdict: Verdict, thresholds: Acceptance) -> None:
         f"{verdict.precision} fails the gate {gate}: {measured}",
         "keep more blocks in a higher precision (fp-export search finds which), or relax accept.toml knowingly",
         key=f"gate_{gate}",
+        table=table,
     )
 
 

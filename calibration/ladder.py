@@ -16,14 +16,25 @@ from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import BLOCK_KEY, Policy, block_names, with_outputs
 from fourphase.calibration.evaluation import Run, Studies, evaluate, fp32_session, literal_session, positives_of
-from fourphase.calibration.gates import Acceptance, Verdict, judge
+from fourphase.calibration.gates import Acceptance, Verdict, judge, require
 from fourphase.calibration.lowering import blocks_of, lowered_model
 from fourphase.calibration.metrics import sqnr_db
 from fourphase.calibration.rounding import rounding_session
 from fourphase.calibration.scales import Scales
 from fourphase.runtime.console import progress
 
-__all__ = ["Baseline", "BlockError", "Jury", "Rung", "Step", "block_errors", "climb", "precisions_of", "steps_of"]
+__all__ = [
+    "Baseline",
+    "BlockError",
+    "Jury",
+    "Rung",
+    "Step",
+    "block_errors",
+    "climb",
+    "precisions_of",
+    "require_passed",
+    "steps_of",
+]
 
 Floats = NDArray[np.float32]
 Blocks = Mapping[str, Floats]
@@ -146,6 +157,31 @@ def climb(
             rungs.append(Rung(step, verdict, thresholds, block_errors(step, reference, study)))
             advance(1)
     return tuple(rungs)
+
+
+def require_passed(rungs: Sequence[Rung]) -> None:
+    """Raises: ParityFailed (27) or AccuracyGateFailed (28) for the first rung that failed a gate, with its blocks."""
+    for rung in rungs:
+        require(rung.verdict, rung.thresholds, _where_lost(rung.blocks))
+
+
+def _where_lost(blocks: Sequence[BlockError]) -> list[dict[str, str]]:
+    """One line per kind of block, in the order of the graph: the phase that is furthest off."""
+    worst: dict[str, BlockError] = {}
+    for row in blocks:
+        kind = row.block.partition("/")[0]
+        if kind not in worst or _decibel(row) < _decibel(worst[kind]):
+            worst[kind] = row
+    return [
+        {"block": row.block, "precision": row.precision, "SQNR": f"{_decibel(row):.1f} dB"} for row in worst.values()
+    ]
+
+
+def _decibel(row: BlockError) -> float:
+    """What `sqnr_db` leaves out for JSON: infinite if nothing differs, minus infinite if a value is not finite."""
+    if row.sqnr_db is not None:
+        return row.sqnr_db
+    return float("inf") if row.max_abs == 0 else float("-inf")
 
 
 def block_errors(step: Step, reference: Blocks, study: Floats) -> tuple[BlockError, ...]:

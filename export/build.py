@@ -6,7 +6,7 @@ Each step may refuse, and a refusal leaves nothing behind: an existing bundle is
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import Policy, node_blocks
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
-from fourphase.calibration.gates import require
-from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, steps_of
+from fourphase.calibration.gates import Acceptance
+from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, require_passed, steps_of
 from fourphase.calibration.lowering import blocks_of
 from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
@@ -164,9 +164,8 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     )
     _require_calibration(request, sets)
     verified = verified_onnx(checkpoint, gru[0])
-    judged = _judge(verified, request, sets, policy)
-    for rung in judged.rungs:
-        require(rung.verdict, acceptance[rung.step.precision])
+    judged = _judge(verified, request, sets, policy, acceptance)
+    require_passed(judged.rungs)
     last = judged.steps[-1]
     engines = engines_of(last, target, options)
     report = report_of(
@@ -193,7 +192,13 @@ def _require_calibration(request: BuildRequest, sets: StudySets) -> None:
         )
 
 
-def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets, policy: Policy | None) -> _Judged:
+def _judge(
+    verified: VerifiedModel,
+    request: BuildRequest,
+    sets: StudySets,
+    policy: Policy | None,
+    acceptance: Mapping[str, Acceptance],
+) -> _Judged:
     """Lowers the model as asked for, and measures everything there is to measure."""
     policies = policies_of(request.precision, policy, blocks_of(verified.model))
     jury = choose_jury(sets, verified.golden)
@@ -208,7 +213,7 @@ def _judge(verified: VerifiedModel, request: BuildRequest, sets: StudySets, poli
         scales = cached_scales(verified.data, sets.calibration, request.algorithm)
     steps = steps_of(verified.model, policies, scales.scales if scales else None)
     network = verified.checkpoint.network
-    rungs = climb(steps, torch_baseline(network), jury, request.thresholds(), network.config.classes)
+    rungs = climb(steps, torch_baseline(network), jury, acceptance, network.config.classes)
     return _Judged(jury, rungs, ranges, scales)
 
 

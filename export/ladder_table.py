@@ -26,13 +26,15 @@ def print_parity(parity: Mapping[str, Any]) -> None:
 
 def print_ladder(report: Mapping[str, Any]) -> None:
     """One line per precision, all against the same FP32 baseline, and on what they were judged."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     judged, console = report["judged_on"], Console(highlight=False, soft_wrap=True)
     columns = ["precision", "MB", "SQNR", "max abs", "flips", *(["AUC", "AUC change"] if judged["labels"] else [])]
     title = f"against FP32, {judged['studies']} studies ({judged['source']})"
-    table = Table(*columns, "gates", title=title)
+    # Without frames: eight columns fit into 80 characters.
+    table = Table(*columns, "gates", title=title, box=SIMPLE_HEAD)
     for rung in report["ladder"]:
         table.add_row(*_cells(rung, judged))
     console.print(table)
@@ -46,9 +48,9 @@ def _cells(rung: Mapping[str, Any], judged: Mapping[str, Any]) -> list[str]:
     verdict = rung["verdict"]
     cells = [
         rung["precision"],
-        f"{rung['bytes'] / 1e6:.1f}",
+        f"{rung['bytes'] / 1e6:.3g}",
         _decibel(verdict["sqnr_db"]),
-        _number(verdict["max_abs"]),
+        _number(verdict["max_abs"], 2),
         f"{verdict['flips']} of {verdict['studies']}",
     ]
     if judged["labels"]:
@@ -79,8 +81,8 @@ def _decibel(value: float | None) -> str:
     return "equal" if value is None else f"{value:.1f} dB"
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"
+def _number(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}g}"
 
 
 def _change(change: list[float] | None) -> str:

@@ -22,8 +22,8 @@ from fourphase.calibration.cache import cache_folder
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
 from fourphase.calibration.cost import block_costs
 from fourphase.calibration.evaluation import evaluate, fp32_session, positives_of
-from fourphase.calibration.gates import DEFAULTS, Acceptance, require
-from fourphase.calibration.ladder import Baseline, Jury, Rung, climb, precisions_of, steps_of
+from fourphase.calibration.gates import DEFAULTS, Acceptance
+from fourphase.calibration.ladder import Baseline, Jury, Rung, climb, precisions_of, require_passed, steps_of
 from fourphase.calibration.lowering import Lowering, blocks_of, lowest_precision
 from fourphase.calibration.qdq import quantizable_blocks
 from fourphase.calibration.range_audit import RangeReport, audit_first, overflowing_blocks
@@ -91,8 +91,7 @@ def search_bundle(path: Path, output: Path, request: SearchRequest) -> SearchOut
     golden = GoldenStudies(contents.golden.codes, bundle.preprocessing)
     found = _Found.of(contents.models["fp32"].onnx, sets, choose_jury(sets, golden), request, bundle.classes)
     rungs = found.climb(bundle.classes)
-    for rung in rungs:
-        require(rung.verdict, rung.thresholds)
+    require_passed(rungs)
     engines = engines_of(rungs[-1].step, target, options)
     fp32 = contents.golden.outputs["fp32"]
     reference = {"logits": fp32.logits, "phase_logits": fp32.phase_logits}

@@ -15,8 +15,8 @@ from google.protobuf.message import DecodeError
 
 from fourphase.calibration.blocks import Policy
 from fourphase.calibration.calibration_set import check_overlap, load_calibration_set
-from fourphase.calibration.gates import read_acceptance, require
-from fourphase.calibration.ladder import Baseline, Jury, Step, climb
+from fourphase.calibration.gates import read_acceptance
+from fourphase.calibration.ladder import Baseline, Jury, Step, climb, require_passed
 from fourphase.calibration.lowering import lowered_model
 from fourphase.calibration.scales import scales_from_json
 from fourphase.export.build import torch_baseline, verify_model
@@ -78,8 +78,7 @@ def verify_bundle(
         jury = Jury(data, "evaluation set", data.hash)
         baseline = torch_baseline(loaded.network) if loaded else Baseline.of_onnx(model)
         rungs = climb(ladder, baseline, jury, acceptance, bundle.classes)
-        for rung in rungs:
-            require(rung.verdict, rung.thresholds)
+        require_passed(rungs)
         report |= {"judged_on": jury.to_dict(), "ladder": [rung.to_dict() for rung in rungs]}
         steps["gates"] = f"{len(rungs)} precisions passed on {len(data)} studies"
     return report

@@ -31,6 +31,13 @@ def test_noise_fails_parity_first() -> None:
         require(verdict, DEFAULTS["fp16"])
 
 
+def test_the_error_carries_the_table_it_is_given() -> None:
+    verdict = judge("fp16", LOGITS, LOGITS + 1, DEFAULTS["fp16"], TRUTH)
+    with pytest.raises(ParityFailed) as caught:
+        require(verdict, DEFAULTS["fp16"], [{"block": "stem", "SQNR": "3.0 dB"}])
+    assert list(caught.value.table) == [{"block": "stem", "SQNR": "3.0 dB"}]
+
+
 def test_one_changed_decision_fails_at_zero_flips() -> None:
     changed = LOGITS.copy()
     nearest = int(np.abs(LOGITS[:, 0] - LOGITS[:, 1]).argmin())

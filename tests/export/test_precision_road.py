@@ -208,6 +208,13 @@ def test_a_failed_gate_leaves_the_old_bundle_untouched(place: Place, int8_bundle
         with pytest.raises(kind) as caught:
             build_bundle(place.checkpoint, kept, place.request(precision="int8", accept=strict))
         assert caught.value.code == code
+        lost = {row["block"].partition("/")[0]: row for row in caught.value.table}
+        assert {"stem", "stage4", "gate1.channel", "gru", "head"} <= set(lost)
+        assert len(lost) == len(caught.value.table), "one line per kind of block"
+        rows = json.loads(before["report.json"])["ladder"][2]["blocks"]
+        worst = min(row["sqnr_db"] for row in rows if row["block"].startswith("stage4/"))
+        assert lost["stage4"]["SQNR"] == f"{worst:.1f} dB"
+        assert lost["stage4"]["precision"] == "int8"
         assert files(kept) == before
         assert sorted(path.name for path in tmp_path.iterdir()) == ["accept.toml", "kept.bundle"]
 
