@@ -1,12 +1,16 @@
-"""Skips, with the reason, the tests whose machine or extra is not there."""
+"""Skips, with the reason, the tests whose machine or extra is not there; no example of hypothesis is timed."""
 
 from __future__ import annotations
 
 import importlib.util
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from fourphase.runtime.cuda import probe
+
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

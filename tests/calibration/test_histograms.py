@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.typing import NDArray
@@ -37,7 +37,6 @@ def test_counts_are_numpys_on_the_same_edges(scale: float) -> None:
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4))
-@settings(deadline=None)
 def test_neither_order_nor_portions_matter(parts: list[Floats]) -> None:
     forward, backward, whole = filled(*parts), filled(*reversed(parts)), filled(np.concatenate(parts))
     for other in (backward, whole):

@@ -59,7 +59,7 @@ def test_it_rounds_where_onnx_runtime_does_not() -> None:
         np.testing.assert_allclose(plain(model, x, level), x, rtol=1e-3)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     values=st.lists(st.floats(-1e5, 1e5, width=32), min_size=1, max_size=20),
     other=st.floats(-300, 300, width=32),

@@ -246,7 +246,7 @@ def test_the_default_policy_names_only_blocks_that_are_there(model: onnx.ModelPr
     assert set(dict(policy.rules)) == {"*", *FP16_EXCEPT}
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rules=st.dictionaries(st.sampled_from(("*", "stage2/NC", *KINDS)), st.sampled_from(("fp32", "fp16", "int8"))))
 def test_any_policy_gives_a_valid_graph_that_runs(model: onnx.ModelProto, rules: dict[str, str]) -> None:
     after = checked(typed_model(model, Policy.of(rules)))

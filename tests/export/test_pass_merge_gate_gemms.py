@@ -79,7 +79,7 @@ def random_feeds(model: onnx.ModelProto, batch: int) -> dict[str, Array]:
     return {name: rng.normal(size=(batch, channels)).astype(np.float32) for name in ("mean", "maximum")}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     channels=st.integers(1, 40),
     hidden=st.integers(1, 9),

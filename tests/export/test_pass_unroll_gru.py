@@ -107,7 +107,7 @@ def test_all_of_onnx_own_cases_are_there() -> None:
     assert {"defaults", "with_initial_bias", "seq_length", "batchwise", "reverse", "bidirectional"} <= names
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     steps=st.integers(1, 6),
     batch=st.integers(1, 3),

@@ -166,7 +166,7 @@ def test_mask_box_is_its_voxels_with_their_halves(tmp_path: Path, affine: str, d
     assert read.source == "nifti"
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_affine_agrees_with_nibabel(tmp_path: Path, data: st.DataObject) -> None:
     """Rotations through sform or qform; the box holds exactly the labelled voxels."""
@@ -308,7 +308,7 @@ def test_a_gzip_bomb_costs_no_memory(tmp_path: Path) -> None:
     tracemalloc.stop()
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_masks_never_crash(tmp_path: Path, data: st.DataObject) -> None:
     path = tmp_path / "m.nii"

@@ -327,7 +327,7 @@ def test_a_missing_decoder_names_its_package(tmp_path: Path, monkeypatch: pytest
         read_hu(read(tmp_path), WINDOW)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(syntax=st.sampled_from([RLELossless, JPEGLSLossless, JPEG2000Lossless]), data=st.data())
 def test_flipped_bytes_give_voxels_or_15(
     tmp_path_factory: pytest.TempPathFactory, syntax: str, data: st.DataObject

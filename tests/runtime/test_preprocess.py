@@ -76,7 +76,7 @@ def centred(geometry: SeriesGeometry) -> SeriesGeometry:
 # ---- the separable path
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 @given(st.sampled_from(ORIENTATIONS), spacings(), regions())
 def test_separable_equals_simpleitk_and_torch_in_every_orientation(
     orientation: Any, spacing: tuple[float, float, float], region: Region
@@ -144,7 +144,7 @@ def test_uneven_slices_are_sampled_where_they_are() -> None:
 # ---- the general path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(ANGLES, ANGLES, ANGLES), spacings(), regions())
 def test_oblique_equals_simpleitk_and_torch(
     angles: tuple[float, float, float], spacing: tuple[float, float, float], region: Region
@@ -157,7 +157,7 @@ def test_oblique_equals_simpleitk_and_torch(
     assert (np.abs(found - expected) > TOLERANCE_HU).mean() < 0.002
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(ORIENTATIONS), spacings(), regions())
 def test_both_paths_agree(orientation: Any, spacing: tuple[float, float, float], region: Region) -> None:
     geometry = centred(grid(SHAPE, row=orientation[0], column=orientation[1], spacing=spacing))
@@ -166,7 +166,7 @@ def test_both_paths_agree(orientation: Any, spacing: tuple[float, float, float],
     assert np.abs(difference).max() < TOLERANCE_HU
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.tuples(*[st.floats(-0.5, 0.5)] * 3), st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5)), spacings(), regions()
 )
@@ -223,7 +223,7 @@ def test_the_general_path_chunks_planes_without_seams() -> None:
 # ---- only the needed voxels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.tuples(ANGLES, ANGLES, ANGLES) | st.just((0.0, 0.0, 0.0)), spacings(), regions())
 def test_voxels_outside_the_window_carry_no_weight(
     angles: tuple[float, float, float], spacing: tuple[float, float, float], region: Region

@@ -471,7 +471,7 @@ def slices_or_code(folder: Path) -> int | str:
         return str(error.code)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_damaged_headers_never_crash(tmp_path: Path, data: st.DataObject) -> None:
     """Flipped, cut and inserted bytes: a study or a FourphaseError, nothing else."""
