@@ -124,7 +124,7 @@ def build_engine(
         "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
         "plan_sha256": hashlib.sha256(built.plan).hexdigest(),
         "build_seconds": round(time.monotonic() - started, 2),
-        "warnings": [*built.notes, *logger.texts("warning")[:_WARNINGS_KEPT]],
+        "warnings": [*built.notes, *dict.fromkeys(logger.texts("warning"))][:_WARNINGS_KEPT],
     }
     return EnginePlan(built.plan, MappingProxyType(meta))
 
