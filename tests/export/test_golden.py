@@ -1,4 +1,4 @@
-"""Golden inputs: channels that are windows of one HU image, the same bytes everywhere."""
+"""Golden inputs: windows of one HU image, the same bytes everywhere; golden outputs: how far off a program may be."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import hashlib
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
-from fourphase.export.golden import golden_codes
+from fourphase.calibration.blocks import Policy
+from fourphase.calibration.ladder import Step
+from fourphase.calibration.rounding import rounding_session
+from fourphase.export.golden import GoldenStudies, golden_codes, golden_file
 from fourphase.runtime.config import PreprocessingConfig
+from tests.support.lowered_bundle import write_lowered
+from tests.support.quantizable import PREPROCESSING, SHAPE
 
 CONFIG = PreprocessingConfig()
+PHASES = SHAPE[0]
 
 
 def test_every_channel_sees_the_same_hu_through_its_own_window() -> None:
@@ -52,3 +59,36 @@ def test_windows_narrower_than_one_hu_still_vary(windows: tuple[tuple[float, flo
     codes = golden_codes(1, 4, config)
     narrow = len(windows) - 1
     assert np.ptp(codes[:, :, :, narrow].astype(int)) > 240
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory: pytest.TempPathFactory) -> tuple[Step, ...]:
+    bundle = write_lowered(tmp_path_factory.mktemp("lowered") / "b")
+    models = {name: onnx.load_model_from_string(bundle.read(bundle.models[name].file)) for name in ("fp16", "int8")}
+    return tuple(Step(name, Policy(()), model) for name, model in models.items())
+
+
+def test_the_tolerance_is_four_times_what_rounding_may_do(steps: tuple[Step, ...]) -> None:
+    """FP16's is computed again here; int8's holds for inputs rounded in ways that it was not measured on."""
+    studies = GoldenStudies(golden_codes(2, PHASES, PREPROCESSING), PREPROCESSING)
+    fp32 = {"logits": np.zeros((2, 2), np.float32), "phase_logits": np.zeros((2, PHASES, 2), np.float32)}
+    made = golden_file(studies, fp32, steps)
+    again = golden_file(studies, fp32, steps).outputs
+    assert [again[name].tolerance for name in again] == [made.outputs[name].tolerance for name in made.outputs]
+    inputs = [studies.study(index) for index in range(2)]
+    spread = {}
+    for step in steps:
+        literal, fused = rounding_session(step.model), rounding_session(step.model, rounds=False)
+        expected = made.outputs[step.precision]
+        np.testing.assert_array_equal(expected.logits, np.concatenate([literal(study)["logits"] for study in inputs]))
+        spread[step.precision] = max(
+            float(np.abs(literal(study)["logits"] - fused(study)["logits"]).max()) for study in inputs
+        )
+    largest = {name: float(np.abs(made.outputs[name].logits).max()) for name in spread}
+    atol = {name: made.outputs[name].tolerance.atol for name in spread}
+    assert atol["fp16"] == pytest.approx(max(4 * spread["fp16"], 1e-3 * largest["fp16"]))
+    assert atol["int8"] >= max(4 * spread["int8"], 1e-2 * largest["int8"])
+    run, generator = rounding_session(steps[1].model), np.random.default_rng(7)
+    for study in inputs:
+        rounded = (study * (1 + generator.uniform(-(2.0**-11), 2.0**-11, study.shape))).astype(np.float32)
+        assert float(np.abs(run(rounded)["logits"] - run(study)["logits"]).max()) < atol["int8"]
