@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -20,6 +21,7 @@ from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import GRU_FORMS
 from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.config import PreprocessingConfig
+from fourphase.runtime.errors import EngineBuildFailed
 from tests.support.networks import exported_once, exported_small
 
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -57,6 +59,18 @@ def built(model: onnx.ModelProto, precision: str) -> int:
 def test_the_small_network_is_built(gru: str, precision: str) -> None:
     loop = onnx.load_model_from_string(exported_small())
     assert built(lowered(in_form(loop, gru), precision), precision) > 100_000
+
+
+def test_turing_takes_a_network_without_products_in_fp32_and_no_other() -> None:
+    loop = onnx.load_model_from_string(exported_small())
+    turing = replace(OPTIONS, compute_capabilities=("7.5",))
+    scales = Scales(dict.fromkeys(quantizable_values(loop), 0.0625), "minmax", "", "", {})
+    for gru, rules in itertools.product(GRU_FORMS, ({"*": "fp16"}, {"*": "fp16", "stage": "int8"})):
+        model = lowered_model(in_form(loop, gru), Policy.of(rules), scales)
+        plan = build_engine(model.SerializeToString(), "tensorrt-rtx", precision="fp16", options=turing)
+        assert len(plan.plan) > 100_000
+    with pytest.raises(EngineBuildFailed, match="Turing"):
+        build_engine(lowered(loop, "fp16").SerializeToString(), "tensorrt-rtx", precision="fp16", options=turing)
 
 
 @pytest.mark.slow
