@@ -172,9 +172,13 @@ def _where_lost(blocks: Sequence[BlockError]) -> list[dict[str, str]]:
         kind = row.block.partition("/")[0]
         if kind not in worst or _decibel(row) < _decibel(worst[kind]):
             worst[kind] = row
-    return [
-        {"block": row.block, "precision": row.precision, "SQNR": f"{_decibel(row):.1f} dB"} for row in worst.values()
-    ]
+    return [{"block": row.block, "precision": row.precision, "SQNR": _text(row)} for row in worst.values()]
+
+
+def _text(row: BlockError) -> str:
+    if row.sqnr_db is not None:
+        return f"{row.sqnr_db:.1f} dB"
+    return "equal" if row.max_abs == 0 else "not finite"
 
 
 def _decibel(row: BlockError) -> float:

@@ -4,9 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
+from fourphase.calibration.blocks import Policy
 from fourphase.calibration.gates import DEFAULTS, Acceptance, judge, read_acceptance, require
+from fourphase.calibration.ladder import BlockError, Rung, Step, require_passed
 from fourphase.runtime.errors import AccuracyGateFailed, InputMissing, ParityFailed, UsageError
 
 GENERATOR = np.random.default_rng(0)
@@ -36,6 +39,21 @@ def test_the_error_carries_the_table_it_is_given() -> None:
     with pytest.raises(ParityFailed) as caught:
         require(verdict, DEFAULTS["fp16"], [{"block": "stem", "SQNR": "3.0 dB"}])
     assert list(caught.value.table) == [{"block": "stem", "SQNR": "3.0 dB"}]
+
+
+def test_a_failed_rung_shows_the_worst_phase_of_every_block() -> None:
+    verdict = judge("fp16", LOGITS, LOGITS + 1, DEFAULTS["fp16"], TRUTH)
+    blocks = (
+        BlockError("stem/NC", "fp16", 40.0, 0.1, 1.0),
+        BlockError("stem/PV", "fp16", 31.25, 0.2, 1.0),
+        BlockError("gru", "fp32", None, 0.0, 1.0),
+        BlockError("mix1/NC", "fp16", 50.0, 0.1, 1.0),
+        BlockError("mix1/PV", "fp16", None, None, 1e6),
+    )
+    with pytest.raises(ParityFailed) as caught:
+        require_passed([Rung(Step("fp16", Policy(()), onnx.ModelProto()), verdict, DEFAULTS["fp16"], blocks)])
+    rows = [(row["block"], row["SQNR"]) for row in caught.value.table]
+    assert rows == [("stem/PV", "31.2 dB"), ("gru", "equal"), ("mix1/PV", "not finite")]
 
 
 def test_one_changed_decision_fails_at_zero_flips() -> None:

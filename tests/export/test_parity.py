@@ -73,16 +73,6 @@ def test_a_batch_baked_into_a_reshape_is_found(model: onnx.ModelProto, network: 
         require_parity(report)
 
 
-def test_a_shut_gate_is_held_against_a_gates_range() -> None:
-    reference = np.full((2, 3), 1e-6, np.float32)
-    off = reference + np.float32(1e-7)
-    assert not compare("mix1", reference, off, 1, 1e-3).passed
-    shut = compare("gate1.spatial", reference, off, 1, 1e-3, least_scale=1.0)
-    assert shut.passed
-    assert shut.relative == pytest.approx(1e-7, rel=1e-2)
-    assert not compare("gate1.spatial", reference, reference + 2e-3, 1, 1e-3, least_scale=1.0).passed
-
-
 def test_a_gate_off_by_a_hundredth_of_its_range_is_found(
     model: onnx.ModelProto, network: FourPhaseNet, node_of: NodeOf
 ) -> None:
