@@ -23,9 +23,9 @@ from fourphase.benchmarks.guarded_steps import Outcome, Save
 from fourphase.benchmarks.latency_stats import QUICK, Protocol, Sample, measure_interleaved, statistics
 from fourphase.benchmarks.torch_timer import Inference, Transfers, own_stream, timed
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine
-from fourphase.engine.flavour import FLAVOURS, Flavour, load_flavour
-from fourphase.engine.logger import BuildLog, logger_of
 from fourphase.runtime.cuda import probe
+from fourphase.runtime.flavour import FLAVOURS, Flavour, load_flavour
+from fourphase.runtime.trt_logger import BuildLog, logger_of
 
 __all__ = ["EngineOnTensors", "check_model"]
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from fourphase.engine.flavour import Flavour, load_flavour
-from fourphase.engine.logger import BuildLog, logger_of
 from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import EngineBuildFailed, UsageError
+from fourphase.runtime.flavour import Flavour, load_flavour
+from fourphase.runtime.trt_logger import BuildLog, logger_of
 
 __all__ = ["DEFAULT_COMPUTE_CAPABILITY", "BuildOptions", "EnginePlan", "build_engine", "check_build", "plan_key"]
 

@@ -24,7 +24,6 @@ from fourphase.calibration.lowering import blocks_of
 from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, write_bundle
-from fourphase.engine.flavour import Target, choose_target
 from fourphase.export.blocks import record_blocks
 from fourphase.export.build_report import (
     calibration_record,
@@ -45,6 +44,7 @@ from fourphase.export.report_html import report_html
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import UsageError
+from fourphase.runtime.flavour import Target, choose_target
 from fourphase.runtime.golden import study_from_codes
 
 __all__ = [

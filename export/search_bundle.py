@@ -33,7 +33,6 @@ from fourphase.calibration.search import PolicyCache, SearchResult, groups_of, s
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
 from fourphase.engine.builder import BuildOptions, EnginePlan, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, contents_of, write_bundle
-from fourphase.engine.flavour import Target, choose_target
 from fourphase.export.build import engines_of
 from fourphase.export.build_report import calibration_record, engine_records, golden_record, ladder_record
 from fourphase.export.build_request import StudySets, choose_jury, halved, load_study_sets
@@ -41,6 +40,7 @@ from fourphase.export.golden import GoldenStudies, golden_file
 from fourphase.export.report_html import report_html
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.errors import AccuracyGateFailed, ExportRefused
+from fourphase.runtime.flavour import Target, choose_target
 
 __all__ = ["SearchOutcome", "SearchRequest", "search_bundle"]
 

@@ -25,9 +25,9 @@ from fourphase.benchmarks.gpu_kit import BATCH, KitModel
 from fourphase.benchmarks.guarded_steps import Outcome
 from fourphase.benchmarks.tensorrt_check import EngineOnTensors, check_model
 from fourphase.engine.builder import EnginePlan
-from fourphase.engine.flavour import Flavour
-from fourphase.engine.logger import logger_of
 from fourphase.runtime.cuda import Probe
+from fourphase.runtime.flavour import Flavour
+from fourphase.runtime.trt_logger import logger_of
 from tests.support.tiny_bundle import SHAPE, reference_outputs, tiny_model
 
 COMMON = Path(__file__).parents[1] / "engine" / "data" / "trt_api_common.json"

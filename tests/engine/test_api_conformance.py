@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import fourphase.engine.flavour
-from fourphase.engine.flavour import RTX_ONLY
+import fourphase.engine
+import fourphase.runtime
+from fourphase.runtime.flavour import RTX_ONLY
 
-ENGINE = Path(fourphase.engine.flavour.__file__).parent
+ROOMS = tuple(Path(room.__path__[0]) for room in (fourphase.engine, fourphase.runtime))
+ENGINE = ROOMS[0]
 COMMON = frozenset(json.loads((Path(__file__).parent / "data" / "trt_api_common.json").read_text()))
+TRT = re.compile(r"\btrt\b")
 ROLES = {
     "base": "ILogger",
     "builder": "Builder",
@@ -53,7 +57,7 @@ def api_name(node: ast.expr) -> str | None:
 def uses(source: str) -> Iterator[tuple[str, ast.expr]]:
     """Every TensorRT name in a module that speaks of `trt`."""
     tree = ast.parse(source)
-    if "trt" not in source:
+    if not TRT.search(source):
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and (name := api_name(node)):
@@ -70,7 +74,8 @@ def names_outside(source: str, api: frozenset[str] = COMMON) -> list[str]:
 
 
 def modules() -> list[Path]:
-    return sorted(ENGINE.rglob("*.py"))
+    """Those that speak of TensorRT's module, by its name `trt`."""
+    return sorted(path for room in ROOMS for path in room.rglob("*.py") if TRT.search(path.read_text()))
 
 
 def test_the_collector_sees_what_the_builder_uses() -> None:
@@ -129,13 +134,11 @@ def test_rtx_only_names_stand_behind_the_flavour_check(path: Path) -> None:
     """They are used in functions `_rtx_*` only, and those are called under `if flavour.is_rtx` only."""
     tree = ast.parse(path.read_text())
     allowed = {id(node) for function in rtx_functions(tree) for node in ast.walk(function)}
-    source = path.read_text()
     names = {
         name
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and (name := api_name(node))
-        and "trt" in source
         and is_rtx_only(name)
         and id(node) not in allowed
     }

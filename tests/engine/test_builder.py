@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from fourphase.engine import builder, flavour
+from fourphase.engine import builder
 from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build, plan_key
-from fourphase.engine.flavour import Flavour
+from fourphase.runtime import flavour
 from fourphase.runtime.cuda import Device, Probe
 from fourphase.runtime.errors import EngineBuildFailed, UsageError
+from fourphase.runtime.flavour import Flavour
 from tests.support.trt_graphs import conv_trunk, gate, gru, refused
 
 COMMON = frozenset(json.loads((Path(__file__).parent / "data" / "trt_api_common.json").read_text()))

@@ -91,3 +91,13 @@ def test_nan_and_wrong_shapes_fail() -> None:
     assert not compare("x", reference, np.ones((3, 2), np.float32), 1, 1e-4).passed
     assert not compare("x", reference, reference + 2e-4, 1, 1e-4).passed
     assert compare("x", reference, reference + 5e-5, 1, 1e-4).passed
+
+
+def test_what_is_left_of_a_closed_gate_is_measured_against_an_open_one() -> None:
+    """The full-size untrained network on another CPU: a gate of 1e-6 everywhere, 8.74e-9 apart."""
+    reference, value = np.full((1, 1, 4, 4), 1e-6, np.float32), np.full((1, 1, 4, 4), 1.00874e-6, np.float32)
+    assert compare("gate4.spatial/ART", reference, value, 1, 1e-3).passed
+    assert not compare("gate4.spatial/ART", reference, value + np.float32(2e-6), 1, 1e-3).passed
+    assert not compare("stage4/ART", reference, value, 1, 1e-3).passed
+    open_gate = np.full((1, 1, 4, 4), 0.5, np.float32)
+    assert not compare("gate4.spatial/ART", open_gate, open_gate + np.float32(6e-4), 1, 1e-3).passed

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from typing import Any, Protocol
 
-from fourphase.engine.flavour import Flavour
+from fourphase.runtime.flavour import Flavour
 
 __all__ = ["BuildLog", "logger_of"]
 

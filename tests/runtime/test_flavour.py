@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from fourphase.engine import flavour
-from fourphase.engine.flavour import choose_target, load_flavour
+from fourphase.runtime import flavour
 from fourphase.runtime.cuda import Device, Probe
 from fourphase.runtime.errors import EnvironmentFault, GPUUnavailable, UsageError
+from fourphase.runtime.flavour import choose_target, load_flavour
 
 NO_GPU = Probe(None, "no CUDA device (no NVIDIA driver)")
 L4 = Probe(Device("NVIDIA L4", "8.9", "13.0", "580.1"), "CUDA device NVIDIA L4, compute capability 8.9")
