@@ -8,10 +8,10 @@ from importlib.metadata import version
 
 import onnx
 
-from fourphase.calibration.cache import cache_folder
 from fourphase.calibration.calibration_set import CalibrationSet
 from fourphase.calibration.qdq import quantizable_values
 from fourphase.calibration.scales import Scales, collect_histograms, read_scales, scales_from, write_scales
+from fourphase.runtime.cache import cache_folder
 from fourphase.runtime.errors import FourphaseError
 
 __all__ = ["CachedScales", "cached_scales"]

@@ -16,22 +16,56 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.engine.builder import EnginePlan
+from fourphase.engine.build import EnginePlan
 from fourphase.runtime.atomic import new_directory
 from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import OutputNotWritable
 from fourphase.runtime.golden import GOLDEN, Golden, Tolerance
 
-__all__ = ["BundleContents", "GoldenFile", "GoldenOutputs", "OnnxModel", "check_target", "contents_of", "write_bundle"]
+__all__ = [
+    "NODES",
+    "BundleContents",
+    "GoldenFile",
+    "GoldenOutputs",
+    "OnnxModel",
+    "SplitOnnx",
+    "check_target",
+    "contents_of",
+    "model_of",
+    "write_bundle",
+]
+
+#: What is known of nodes, for machines without onnx: {"blocks": {file: {node: block}}, "exempt": {precision: [node]}}.
+NODES = "nodes.json"
+
+
+@dataclass(frozen=True, eq=False)
+class SplitOnnx:
+    """A model in two: the trunk for `slices` slices, the tail for the features of all; and their nodes' blocks."""
+
+    slices: int
+    trunk: bytes
+    tail: bytes
+    trunk_nodes: Mapping[str, str] = field(default_factory=dict)
+    tail_nodes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class OnnxModel:
-    """A typed ONNX, `model.<precision>.onnx`, and the precision of each of its named blocks."""
+    """A typed ONNX, `model.<precision>.onnx`.
+
+    Attributes:
+        blocks: the precision of each of its named blocks.
+        nodes: node name -> block. exempt: nodes of int8 blocks that were not quantized.
+        split: the same model in two, if it was asked for.
+    """
 
     onnx: bytes
     blocks: Mapping[str, str]
+    nodes: Mapping[str, str] = field(default_factory=dict)
+    exempt: tuple[str, ...] = ()
+    split: SplitOnnx | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,12 +140,14 @@ def check_target(target: Path) -> None:
 def contents_of(bundle: Bundle) -> BundleContents:
     """A bundle's contents, verified, to be written again with something replaced. Raises: as `Bundle.read`."""
     golden = {name: bundle.golden(name) for name in bundle.tolerances}
-    models = {name: OnnxModel(bundle.read(found.file), dict(found.blocks)) for name, found in bundle.models.items()}
+    models = {name: model_of(bundle, name) for name in bundle.models}
     engines = tuple(
         EnginePlan(bundle.read(found.plan), json.loads(bundle.read(found.meta))) for found in bundle.engines
     )
-    written = {GOLDEN, "report.json", *(found.file for found in bundle.models.values())}
+    written = {GOLDEN, NODES, "report.json", *(found.file for found in bundle.models.values())}
     written |= {name for found in bundle.engines for name in (found.plan, found.meta)}
+    splits = [found.split for found in bundle.models.values() if found.split]
+    written |= {name for split in splits for name in (split.trunk, split.tail)}
     return BundleContents(
         classes=bundle.classes,
         phases=bundle.phases,
@@ -126,6 +162,20 @@ def contents_of(bundle: Bundle) -> BundleContents:
         calibration=bundle.calibration,
         extra={name: bundle.read(name) for name in bundle.files if name not in written},
     )
+
+
+def model_of(bundle: Bundle, precision: str) -> OnnxModel:
+    """A bundle's model with everything an engine is built from, verified. Raises: IntegrityError (21)."""
+    found = bundle.models[precision]
+    known: dict[str, Any] = json.loads(bundle.read(NODES)) if NODES in bundle.files else {"blocks": {}, "exempt": {}}
+    nodes: dict[str, dict[str, str]] = known["blocks"]
+    split = None
+    if found.split is not None:
+        trunk, tail = found.split.trunk, found.split.tail
+        halves = (bundle.read(trunk), bundle.read(tail), nodes.get(trunk, {}), nodes.get(tail, {}))
+        split = SplitOnnx(found.split.slices, *halves)
+    exempt = tuple(known["exempt"].get(precision, ()))
+    return OnnxModel(bundle.read(found.file), dict(found.blocks), nodes.get(found.file, {}), exempt, split)
 
 
 def _outputs_of(golden: Golden) -> GoldenOutputs:
@@ -152,7 +202,14 @@ def write_bundle(target: Path, contents: BundleContents) -> Bundle:
 
 def _files(contents: BundleContents) -> dict[str, bytes]:
     """Relative name -> bytes of every file but the manifest."""
-    files = {_model_name(precision): model.onnx for precision, model in contents.models.items()}
+    files: dict[str, bytes] = {}
+    nodes: dict[str, Mapping[str, str]] = {}
+    for precision, model in contents.models.items():
+        for name, (data, blocks) in _onnx_files(precision, model).items():
+            files[name], nodes[name] = data, blocks
+    if any(nodes.values()):
+        exempt = {precision: list(model.exempt) for precision, model in contents.models.items()}
+        files[NODES] = _json({"blocks": {name: dict(blocks) for name, blocks in nodes.items()}, "exempt": exempt})
     files |= contents.extra
     for engine in contents.engines:
         files[f"engines/{engine.key}.plan"] = engine.plan
@@ -173,10 +230,7 @@ def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, objec
                 "phases": list(contents.phases),
                 "network": dict(contents.network),
                 "preprocessing": contents.preprocessing.to_dict(),
-                "models": {
-                    precision: {"file": _model_name(precision), "blocks": dict(model.blocks)}
-                    for precision, model in contents.models.items()
-                },
+                "models": {precision: _model_section(precision, model) for precision, model in contents.models.items()},
                 "engines": [
                     {"plan": f"engines/{engine.key}.plan", "meta": f"engines/{engine.key}.json"}
                     for engine in contents.engines
@@ -191,8 +245,25 @@ def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, objec
     return _json({**manifest, "digest": manifest_digest(manifest)})
 
 
-def _model_name(precision: str) -> str:
-    return f"model.{precision}.onnx"
+def _model_name(precision: str, part: str = "") -> str:
+    return f"model.{precision}{part}.onnx"
+
+
+def _onnx_files(precision: str, model: OnnxModel) -> dict[str, tuple[bytes, Mapping[str, str]]]:
+    """File name -> bytes and blocks of the nodes."""
+    files = {_model_name(precision): (model.onnx, model.nodes)}
+    if model.split is not None:
+        files[_model_name(precision, ".trunk")] = (model.split.trunk, model.split.trunk_nodes)
+        files[_model_name(precision, ".tail")] = (model.split.tail, model.split.tail_nodes)
+    return files
+
+
+def _model_section(precision: str, model: OnnxModel) -> dict[str, Any]:
+    section: dict[str, Any] = {"file": _model_name(precision), "blocks": dict(model.blocks)}
+    if model.split is not None:
+        names = {part: _model_name(precision, f".{part}") for part in ("trunk", "tail")}
+        section["split"] = {"slices": model.split.slices, **names}
+    return section
 
 
 def _write(folder: Path, name: str, data: bytes) -> dict[str, object]:

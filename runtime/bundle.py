@@ -25,6 +25,7 @@ __all__ = [
     "EngineFiles",
     "FileRecord",
     "ModelFile",
+    "SplitFiles",
     "is_safe_name",
     "load_bundle",
     "manifest_digest",
@@ -47,11 +48,21 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class SplitFiles:
+    """A model in two: the trunk for chunks of slices, and the tail that takes the features of all of them."""
+
+    slices: int
+    trunk: str
+    tail: str
+
+
+@dataclass(frozen=True)
 class ModelFile:
-    """An ONNX of the bundle and the precision of each of its named blocks."""
+    """An ONNX of the bundle, the precision of each of its named blocks, and the same model split, if it was."""
 
     file: str
     blocks: Mapping[str, str]
+    split: SplitFiles | None = None
 
 
 @dataclass(frozen=True)
@@ -209,6 +220,7 @@ def _manifest_bytes(path: Path) -> bytes:
 def _check_references(bundle: Bundle) -> None:
     """Every file the manifest speaks of has a record, so that none is ever used unverified."""
     named = [model.file for model in bundle.models.values()]
+    named += [name for model in bundle.models.values() if (split := model.split) for name in (split.trunk, split.tail)]
     named += [name for engine in bundle.engines for name in (engine.plan, engine.meta)]
     for name in [*named, bundle.golden_file]:
         if name not in bundle.files:
@@ -219,7 +231,14 @@ def _check_references(bundle: Bundle) -> None:
 
 
 def _model(section: Any) -> ModelFile:
-    return ModelFile(_value(section, "file", str), _value(section, "blocks", dict))
+    split = section.get("split") if isinstance(section, dict) else None
+    return ModelFile(
+        _value(section, "file", str), _value(section, "blocks", dict), None if split is None else _split(split)
+    )
+
+
+def _split(section: Any) -> SplitFiles:
+    return SplitFiles(_value(section, "slices", int), _value(section, "trunk", str), _value(section, "tail", str))
 
 
 def _engine(section: Any) -> EngineFiles:

@@ -33,8 +33,9 @@ cure. Neither ever holds patient data: no path below a study folder, no free tex
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = [
     "AccuracyGateFailed",
@@ -64,6 +65,7 @@ __all__ = [
     "SomeStudiesFailed",
     "StudyError",
     "UsageError",
+    "error_from_dict",
 ]
 
 
@@ -208,3 +210,15 @@ class LockTimeout(MachineError):
 
 class SomeStudiesFailed(MachineError):
     code, key = 40, "some_studies_failed"
+
+
+def error_from_dict(body: Mapping[str, Any]) -> FourphaseError:
+    """The error that `to_dict` described, raised again in another process; of an unknown code it is a bug (1)."""
+    kinds = {kind.code: kind for kind in _leaves(FourphaseError)}
+    kind = kinds.get(int(body["code"]), FourphaseError)
+    return kind(str(body["message"]), str(body["hint"]), key=str(body["key"]), table=body.get("table", ()))
+
+
+def _leaves(kind: type[FourphaseError]) -> list[type[FourphaseError]]:
+    found = [leaf for child in kind.__subclasses__() for leaf in _leaves(child)]
+    return found or [kind]

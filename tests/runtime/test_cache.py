@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fourphase.calibration.cache import CACHE_VARIABLE, cache_folder
 from fourphase.calibration.cached_scales import cached_scales
 from fourphase.calibration.scales import collect_histograms, scales_from
+from fourphase.runtime.cache import CACHE_VARIABLE, cache_folder
 from tests.support.quantizable import quantizable_model, studies, write_set
 
 

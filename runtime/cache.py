@@ -1,4 +1,4 @@
-"""Where results that take minutes are kept between commands: int8 scales, logits of policies already tried.
+"""Where results that take minutes are kept between commands: int8 scales, logits of policies tried, timings of builds.
 
 Everything in it is bound by hash to what it was computed from and verified when read, so it can be deleted at any time
 and never makes a result wrong. The place is $FOURPHASE_CACHE, else $XDG_CACHE_HOME/fourphase, else ~/.cache/fourphase.
