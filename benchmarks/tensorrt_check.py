@@ -22,7 +22,8 @@ from fourphase.benchmarks.gpu_kit import BATCH, KitModel, load_kit_model
 from fourphase.benchmarks.guarded_steps import Outcome, Save
 from fourphase.benchmarks.latency_stats import QUICK, Protocol, Sample, measure_interleaved, statistics
 from fourphase.benchmarks.torch_timer import Inference, Transfers, own_stream, timed
-from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine
+from fourphase.engine.build import EnginePlan, build_engine
+from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.runtime.cuda import probe
 from fourphase.runtime.flavour import FLAVOURS, Flavour, load_flavour
 from fourphase.runtime.trt_logger import BuildLog, logger_of
@@ -54,7 +55,7 @@ def check_model(
     result: dict[str, Any] = {"flavour": target, "version": flavour.version, "model": model, "cost": content.cost}
     save(result)
     options = BuildOptions(batch=content.profile, compute_capabilities=(capability,) if capability else ())
-    built = build_engine(content.onnx, target, precision="fp32", options=options)
+    built = build_engine(EngineSource(content.onnx, "fp32"), target, options)
     result["build"] = _build_record(built)
     save(result)
     if device == "cpu":

@@ -1,197 +1,93 @@
-"""Typed ONNX -> serialized engine (plan), by NVIDIA's own parser and builder.
+"""Typed ONNX -> serialized engine (plan) in this process, by NVIDIA's own parser and builder.
 
 One code path for TensorRT 10.3 to 11.4 and TensorRT for RTX. Precision lives in the ONNX (strongly typed network);
-no builder flag changes it. It does not run an engine and keeps no timing cache.
+no builder flag changes it. `build_engine` is what others call: it runs this in a process of its own.
 """
 
 from __future__ import annotations
 
-import hashlib
-import platform
-import time
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 from typing import Any
 
-from fourphase.runtime.config import canonical_json
-from fourphase.runtime.console import progress
+from fourphase.engine.audit import audit_engine, require_precision
+from fourphase.engine.capabilities import capabilities_for, set_capabilities
+from fourphase.engine.options import BuildOptions, EngineSource
+from fourphase.engine.parse import build_error, parse_onnx
+from fourphase.engine.timing_cache import CacheUse, attach_cache, keep_cache
 from fourphase.runtime.errors import EngineBuildFailed, UsageError
-from fourphase.runtime.flavour import Flavour, load_flavour
+from fourphase.runtime.flavour import Flavour
 from fourphase.runtime.trt_logger import BuildLog, logger_of
 
-__all__ = ["DEFAULT_COMPUTE_CAPABILITY", "BuildOptions", "EnginePlan", "build_engine", "check_build", "plan_key"]
+__all__ = ["OUT_OF_MEMORY", "WORKSPACE_TOO_SMALL", "Built", "build_plan"]
 
-#: What an RTX engine is built for where there is no GPU and none was named: L4, L40, RTX 40.
-DEFAULT_COMPUTE_CAPABILITY = "8.9"
-#: What decides whether a plan fits; build time and warnings do not.
-_KEY_FIELDS = (
-    "onnx_sha256", "flavour", "version", "cuda", "driver", "gpu", "compute_capabilities", "os", "arch", "precision",
-    "profile", "flags",
-)  # fmt: skip
-_WARNINGS_KEPT = 20
-_NO_BLOCKS: Mapping[str, str] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """How to build.
-
-    Attributes:
-        batch: (min, opt, max) studies per run of the optimisation profile.
-        workspace_bytes: scratch memory a layer may take; 4 GiB leaves half of the smallest Jetson (8 GB).
-        compute_capabilities: "8.9", ...: the GPUs an RTX engine is for; empty means the GPU at hand, or 8.9.
-    """
-
-    batch: tuple[int, int, int] = (1, 1, 2)
-    workspace_bytes: int = 4 << 30
-    compute_capabilities: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        low, opt, high = self.batch
-        if not 1 <= low <= opt <= high:
-            raise UsageError(
-                f"the batch profile {self.batch} is not 1 <= min <= opt <= max", "correct it", key="profile_invalid"
-            )
+#: `key` of the two failures that another workspace may cure.
+OUT_OF_MEMORY = "build_out_of_memory"
+WORKSPACE_TOO_SMALL = "workspace_too_small"
+#: What TensorRT says then (TensorRT for RTX 1.7.1; "Error Code 2" is OutOfMemory in all versions).
+_MEMORY_WORDS = ("outofmemory", "out of memory", "error code 2:", "bad_alloc")
+_REQUESTED = re.compile(r"requested size was (\d+) bytes")
+_WORKSPACE_WORDS = ("within workspace limit", "insufficient workspace")
+_NO_SAME_CAPABILITY = "hardware compatibility same-compute-capability needs TensorRT 10.9"
 
 
 @dataclass(frozen=True, eq=False)
-class EnginePlan:
-    """A built engine.
+class Built:
+    """A plan, and what is known only after it was built.
 
     Attributes:
-        plan: the serialized engine. It is native code: deserialize it only after checking its hash.
-        meta: what it was built from, with and for; JSON types only, the content of `engines/<key>.json`.
+        profile: input -> {"min", "opt", "max"} shapes.
+        audit: the precision audit as JSON types, or a sentence that says why there is none.
+        notes: what the builder did not do as asked, and why.
+        warnings: TensorRT's.
     """
 
     plan: bytes
-    meta: Mapping[str, Any]
-
-    @property
-    def key(self) -> str:
-        return plan_key(self.meta)
-
-
-def plan_key(meta: Mapping[str, Any]) -> str:
-    """16 hex digits that are equal for two plans if one can replace the other."""
-    return hashlib.sha256(canonical_json({name: meta[name] for name in _KEY_FIELDS}).encode()).hexdigest()[:16]
+    profile: dict[str, dict[str, list[int]]]
+    timing_cache: CacheUse
+    audit: dict[str, Any] | str
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
-def check_build(target: str, options: BuildOptions | None = None) -> None:
-    """Raises what `build_engine` would raise for this machine and these options, before work is spent on a model.
-
-    Raises: EnvironmentFault, GPUUnavailable, UsageError.
-    """
-    _capabilities(load_flavour(target), (options or BuildOptions()).compute_capabilities)
-
-
-def build_engine(
-    onnx: bytes,
-    target: str,
-    *,
-    precision: str,
-    options: BuildOptions | None = None,
-    blocks: Mapping[str, str] = _NO_BLOCKS,
-) -> EnginePlan:
+def build_plan(flavour: Flavour, source: EngineSource, options: BuildOptions, cache: Path | None = None) -> Built:
     """Builds the engine of one ONNX model.
 
     Args:
-        onnx: the model's bytes, types and Q/DQ already in the graph, no external data.
-        target: "tensorrt" or "tensorrt-rtx".
-        precision: the policy the graph was typed with ("fp32"); recorded and part of the key, it changes nothing here.
-        options: None for the defaults.
-        blocks: ONNX node name -> the network's block, for error messages.
+        cache: the timing cache's file; None for none.
 
-    Raises: EngineBuildFailed, naming the node and its block where the parser does; EnvironmentFault and
-        GPUUnavailable as `load_flavour`; UsageError for a compute capability this flavour does not know.
+    Raises: EngineBuildFailed (26), naming the node and its block where the parser does, with the key OUT_OF_MEMORY or
+        WORKSPACE_TOO_SMALL where that is the reason; UsageError (2) for options that this flavour does not have.
     """
-    options = options or BuildOptions()
-    flavour = load_flavour(target)
     logger = logger_of(flavour)
     logger.lines.clear()
-    started = time.monotonic()
-    with progress(f"building {precision} engine with {target} {flavour.version}", None):
-        built = _build(flavour, logger, onnx, options, blocks)
-    meta = {
-        "schema": "fourphase.engine/1",
-        "flavour": flavour.name,
-        "version": flavour.version,
-        **_machine(flavour),
-        "compute_capabilities": list(built.compute_capabilities),
-        "precision": precision,
-        "flags": {"strongly_typed": True, "tf32": False, "workspace_bytes": options.workspace_bytes},
-        "profile": built.profile,
-        "onnx_sha256": hashlib.sha256(onnx).hexdigest(),
-        "plan_sha256": hashlib.sha256(built.plan).hexdigest(),
-        "build_seconds": round(time.monotonic() - started, 2),
-        "warnings": [*built.notes, *dict.fromkeys(logger.texts("warning"))][:_WARNINGS_KEPT],
-    }
-    return EnginePlan(built.plan, MappingProxyType(meta))
-
-
-@dataclass(frozen=True, eq=False)
-class _Built:
-    plan: bytes
-    compute_capabilities: tuple[str, ...]
-    profile: dict[str, dict[str, list[int]]]
-    notes: tuple[str, ...]
-
-
-def _build(flavour: Flavour, logger: BuildLog, onnx: bytes, options: BuildOptions, blocks: Mapping[str, str]) -> _Built:
     trt = flavour.trt
     builder = trt.Builder(logger)
     # Needed on 10, where the default is weakly typed; the only mode, and ignored, on 11.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
-    _parse(parser, onnx, flavour, blocks)
+    parse_onnx(parser, source.onnx, flavour, source.blocks)
     if network.num_outputs == 0:
-        raise _failed("the ONNX model has no outputs", "export the model again")
+        raise build_error("the ONNX model has no outputs", "export the model again")
     config = builder.create_builder_config()
-    # On by default: 10 bits of mantissa in what calls itself FP32.
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    profile = _add_profile(builder, network, config, options.batch)
-    capabilities, notes = _capabilities(flavour, options.compute_capabilities)
-    if flavour.is_rtx:
-        _rtx_set(flavour, config, options.compute_capabilities, capabilities)
+    capabilities, notes = capabilities_for(flavour, options.compute_capabilities)
+    profile = _add_profile(builder, network, config, options)
+    notes += _configure(flavour, config, options, source)
+    set_capabilities(flavour, config, options.compute_capabilities, capabilities)
+    use = CacheUse("off") if flavour.is_rtx else attach_cache(config, cache)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise _build_failed(flavour, logger, capabilities)
-    return _Built(bytes(plan), capabilities, profile, notes)
+        raise _build_failed(flavour, logger, capabilities, options)
+    use = use if flavour.is_rtx else keep_cache(config, cache, use)
+    data = bytes(plan)
+    audit = _audited(flavour, logger, source, capabilities, data)
+    warnings = tuple(dict.fromkeys(logger.texts("warning")))
+    return Built(data, profile, use, audit, notes, warnings)
 
 
-def _parse(parser: Any, onnx: bytes, flavour: Flavour, blocks: Mapping[str, str]) -> None:
-    """Feeds the parser; whatever it objects to is an error, also where it returns True."""
-    if parser.parse(onnx) and parser.num_errors == 0:
-        return
-    rows = [_parser_error(parser.get_error(index), blocks) for index in range(parser.num_errors)]
-    if not rows:
-        raise _failed(f"the ONNX parser of {flavour.name} {flavour.version} refused the model without a reason")
-    first = rows[0]
-    where = f" at node {first['node']} ({first['operator']})" if first["operator"] else ""
-    where += f" of block {first['block']}" if first["block"] else ""
-    raise _failed(
-        f"the ONNX parser of {flavour.name} {flavour.version} refused the model{where}: {first['reason']}",
-        "change the named operator in the model, or use another --target; --target none keeps the ONNX only",
-        key="parser_refused",
-        table=rows,
-    )
-
-
-def _parser_error(error: Any, blocks: Mapping[str, str]) -> dict[str, str]:
-    node = error.node_name()
-    return {
-        "node": node or (f"number {error.node()}" if error.node() >= 0 else "none"),
-        "operator": error.node_operator(),
-        "block": blocks.get(node, ""),
-        "reason": f"{error.code().name}: {' '.join(error.desc().split())}",
-    }
-
-
-def _add_profile(
-    builder: Any, network: Any, config: Any, batch: tuple[int, int, int]
-) -> dict[str, dict[str, list[int]]]:
+def _add_profile(builder: Any, network: Any, config: Any, options: BuildOptions) -> dict[str, dict[str, list[int]]]:
     """One optimisation profile with the dynamic axis 0 of every input at (min, opt, max)."""
     profile = builder.create_optimization_profile()
     shapes: dict[str, dict[str, list[int]]] = {}
@@ -199,90 +95,137 @@ def _add_profile(
         tensor = network.get_input(index)
         first, *rest = tuple(tensor.shape)
         if -1 in rest:
-            raise _failed(
+            raise build_error(
                 f"input {tensor.name} has a dynamic axis besides the batch",
                 "export the model with a dynamic batch only",
             )
-        sizes = [[size if first == -1 else first, *rest] for size in batch]
+        sizes = [[size if first == -1 else first, *rest] for size in options.batch]
         shapes[tensor.name] = dict(zip(("min", "opt", "max"), sizes, strict=True))
+        if options.dla_core is not None:
+            tensor.shape = sizes[0]  # the accelerator takes no dynamic shape
         profile.set_shape(tensor.name, *sizes)
     config.add_optimization_profile(profile)
     return shapes
 
 
-def _capabilities(flavour: Flavour, wanted: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The compute capabilities the engine is for (those wanted, the GPU at hand, the default), and notes on them."""
-    device = flavour.gpu.device
+def _configure(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource) -> tuple[str, ...]:
+    """Everything of the configuration but profile and GPUs; returns notes."""
+    trt = flavour.trt
+    # On by default: 10 bits of mantissa in what calls itself FP32.
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    if options.version_compatible:
+        config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
+    if options.dla_core is not None:
+        _use_dla(flavour, config, options, source)
+    if options.hardware_compatibility != "none":
+        config.hardware_compatibility_level = _hardware_level(flavour, options.hardware_compatibility)
+    if options.optimization_level is None:
+        return ()
     if flavour.is_rtx:
-        _rtx_check(flavour, wanted)
-    elif wanted:
+        return ("the builder optimisation level is not used: TensorRT for RTX has none",)
+    config.builder_optimization_level = options.optimization_level
+    return ()
+
+
+def _hardware_level(flavour: Flavour, wanted: str) -> Any:
+    if flavour.is_rtx:
         raise UsageError(
-            "TensorRT builds only for the GPU at hand",
-            "leave --compute-capability out, or use --target tensorrt-rtx",
-            key="compute_capability_unknown",
+            "TensorRT for RTX has no hardware compatibility levels",
+            "name every GPU with --compute-capability instead; it may be repeated",
+            key="hardware_compatibility_unknown",
         )
-    if wanted:
-        return tuple(dict.fromkeys(wanted)), ()
-    if device is not None:
-        return (device.compute_capability,), ()
-    note = f"built for compute capability {DEFAULT_COMPUTE_CAPABILITY}, the default: {flavour.gpu.reason}"
-    return (DEFAULT_COMPUTE_CAPABILITY,), (note,)
+    trt = flavour.trt
+    if wanted == "ampere-plus":
+        return trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    # Not in every supported version, so looked up among the members there are.
+    members = trt.HardwareCompatibilityLevel.__members__
+    found = {str(name): value for name, value in members.items()}.get("SAME_COMPUTE_CAPABILITY")
+    if found is None:
+        raise UsageError(
+            f"{_NO_SAME_CAPABILITY}, this is {flavour.version}", "leave it out", key="hardware_compatibility_unknown"
+        )
+    return found
 
 
-def _rtx_known(flavour: Flavour) -> dict[str, Any]:
-    """The GPUs this version builds for: "8.9" -> ComputeCapability.SM89."""
-    members = flavour.trt.ComputeCapability.__members__
-    return {f"{name[2:-1]}.{name[-1]}": value for name, value in members.items() if name[2:].isdigit()}
+def _use_dla(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource) -> None:
+    trt = flavour.trt
+    _check_dla(flavour, source)
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = options.dla_core
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _rtx_check(flavour: Flavour, wanted: Sequence[str]) -> None:
-    known = _rtx_known(flavour)
-    for capability in wanted:
-        if capability not in known:
-            raise UsageError(
-                f"TensorRT for RTX {flavour.version} does not build for compute capability {capability}",
-                f"choose from {', '.join(known)}",
-                key="compute_capability_unknown",
-            )
+def _check_dla(flavour: Flavour, source: EngineSource) -> None:
+    """Raises: UsageError (2) where the deep learning accelerator cannot compute what it is asked to."""
+    if flavour.is_rtx:
+        cause = "TensorRT for RTX does not know the deep learning accelerator"
+    elif source.part != "trunk":
+        cause = "the deep learning accelerator cannot run the GRU (no loops there)"
+    elif source.precision == "fp32":
+        cause = "the deep learning accelerator computes in FP16 and INT8 only"
+    else:
+        return
+    raise UsageError(
+        cause, "give --split SLICES with --precision fp16 or int8: it then takes the trunk alone", key="dla_impossible"
+    )
 
 
-def _rtx_set(flavour: Flavour, config: Any, wanted: Sequence[str], chosen: Sequence[str]) -> None:
-    known, device = _rtx_known(flavour), flavour.gpu.device
-    at_hand = device is not None and not wanted
-    values = [flavour.trt.ComputeCapability.CURRENT] if at_hand else [known[capability] for capability in chosen]
-    config.num_compute_capabilities = len(values)
-    for index, value in enumerate(values):
-        config.set_compute_capability(value, index)
+def _audited(flavour: Flavour, logger: BuildLog, source: EngineSource, built_for: Sequence[str], plan: bytes) -> Any:
+    """The audit of a plan as JSON types, or why there is none: it needs the engine, and the engine needs its GPU.
 
-
-def _machine(flavour: Flavour) -> dict[str, Any]:
-    """The machine's part of the meta data; without a GPU nothing is claimed about one."""
+    Raises: EngineBuildFailed (26) for an engine that does not hold the precision asked for, or that cannot be loaded.
+    """
     device = flavour.gpu.device
-    gpu = device and {"name": device.name, "compute_capability": device.compute_capability}
-    return {
-        "gpu": gpu,
-        "cuda": device and device.cuda,
-        "driver": device and device.driver,
-        "os": platform.system().lower(),
-        "arch": platform.machine(),
-    }
+    if device is None:
+        return "not audited: there is no GPU here to load the engine on"
+    if device.compute_capability not in built_for:
+        return f"not audited: the engine is for compute capability {', '.join(built_for)}, this GPU has another"
+    runtime = flavour.trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise build_error(
+            f"the engine was built, but cannot be loaded: {'; '.join(logger.texts('error')) or 'no reason given'}",
+            "update the driver and TensorRT, see fp-doctor",
+            key="plan_not_loadable",
+        )
+    present = set(source.blocks.values())
+    wanted = {block: precision for block, precision in source.precisions.items() if block in present}
+    try:
+        audit = audit_engine(flavour.trt, engine, source.blocks)
+        require_precision(audit, wanted, source.exempt)
+    except EngineBuildFailed as fault:
+        # TensorRT for RTX compiles kernels when it runs, and may not tell their types before.
+        if flavour.is_rtx and fault.key != "precision_not_held":
+            return f"not audited: {fault.message}"
+        raise
+    return audit.to_dict()
 
 
-def _build_failed(flavour: Flavour, logger: BuildLog, capabilities: Sequence[str]) -> EngineBuildFailed:
+def _build_failed(
+    flavour: Flavour, logger: BuildLog, capabilities: Sequence[str], options: BuildOptions
+) -> EngineBuildFailed:
     lines = logger.texts("error")
-    return _failed(
+    key = _reason_key(lines, options.workspace_bytes)
+    cures: Mapping[str | None, str] = {
+        OUT_OF_MEMORY: "free memory, or give a smaller --workspace or --split",
+        WORKSPACE_TOO_SMALL: f"give a larger --workspace; it was {options.workspace_bytes >> 20} MiB",
+        None: "use another --compute-capability, --precision or --target, or a machine with more memory",
+    }
+    return build_error(
         f"{flavour.name} {flavour.version} could not build the engine for compute capability"
         f" {', '.join(capabilities)}: {lines[0] if lines else 'no reason given'}",
-        "use another --compute-capability, --precision or --target, or a machine with more memory",
+        cures[key],
+        key=key,
         table=[{"TensorRT says": line} for line in lines],
     )
 
 
-def _failed(
-    cause: str,
-    cure: str = "use another --target; --target none keeps the ONNX only",
-    *,
-    key: str | None = None,
-    table: Sequence[dict[str, str]] = (),
-) -> EngineBuildFailed:
-    return EngineBuildFailed(cause, cure, key=key, table=table)
+def _reason_key(lines: Sequence[str], workspace_bytes: int) -> str | None:
+    text = "\n".join(lines).lower()
+    # TensorRT calls it "out of memory" too if a single request is larger than the workspace it may use.
+    asked = [int(size) for size in _REQUESTED.findall(text)]
+    if any(words in text for words in _WORKSPACE_WORDS) or any(size > workspace_bytes for size in asked):
+        return WORKSPACE_TOO_SMALL
+    return OUT_OF_MEMORY if any(words in text for words in _MEMORY_WORDS) else None

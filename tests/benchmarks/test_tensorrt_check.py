@@ -24,7 +24,7 @@ from fourphase.benchmarks import tensorrt_check
 from fourphase.benchmarks.gpu_kit import BATCH, KitModel
 from fourphase.benchmarks.guarded_steps import Outcome
 from fourphase.benchmarks.tensorrt_check import EngineOnTensors, check_model
-from fourphase.engine.builder import EnginePlan
+from fourphase.engine.build import EnginePlan
 from fourphase.runtime.cuda import Probe
 from fourphase.runtime.flavour import Flavour
 from fourphase.runtime.trt_logger import logger_of

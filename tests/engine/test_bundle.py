@@ -10,27 +10,13 @@ import numpy as np
 import pytest
 
 from fourphase.engine import bundle as writer
-from fourphase.engine.builder import EnginePlan
+from fourphase.engine.build import EnginePlan
 from fourphase.engine.bundle import check_target, write_bundle
 from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.errors import ModelIncompatible, OutputNotWritable
+from tests.support.plans import META
 from tests.support.tiny_bundle import tiny_contents, tiny_golden, tiny_model, write_tiny
 
-META = {
-    "onnx_sha256": hashlib.sha256(b"onnx").hexdigest(),
-    "flavour": "tensorrt-rtx",
-    "version": "1.7.1.116",
-    "cuda": None,
-    "driver": None,
-    "gpu": None,
-    "compute_capabilities": ["8.9"],
-    "os": "linux",
-    "arch": "x86_64",
-    "precision": "fp32",
-    "profile": {"study": {"min": [1], "opt": [1], "max": [2]}},
-    "flags": {"tf32": False},
-    "build_seconds": 1.5,
-}
 ENGINE = EnginePlan(b"plan", META)
 
 
