@@ -1,32 +1,30 @@
-"""Which program computes the network: the interface of a backend, and the choice of one with its reason.
+"""Which program computes the network: the choice of a backend, with its reason.
 
-Each backend is a flat module with a table `REQUIREMENTS`, `is_available()` and one function `load_backend()`. This
-version has onnxruntime and openvino; the contract's other names are known and refused with the reason.
+Each CPU backend is a flat module with a table `REQUIREMENTS`, `is_available()` and one function `load_backend()`. The
+GPU's is loaded from a plan, if one fits this machine (`gpu_choice`); otherwise "auto" takes the CPU and says why.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from fourphase.runtime.backend import Backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cpu import int8_instructions
 from fourphase.runtime.cuda import Probe, probe
 from fourphase.runtime.errors import EnvironmentFault, FourphaseError, GPUUnavailable, ModelIncompatible, UsageError
+from fourphase.runtime.gpu_choice import GpuChoice, NoEngine, choose_engine
+from fourphase.runtime.plan_choice import PlanPolicy
 
-__all__ = ["BACKENDS", "Backend", "Choice", "Outputs", "choose_backend"]
-
-Floats = NDArray[np.float32]
+__all__ = ["BACKENDS", "Choice", "choose_backend"]
 
 #: Every name --backend takes.
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime", "openvino")
-#: The backends that are built, name -> module.
+#: Those of the CPU, name -> module.
 _MODULES = MappingProxyType(
     {"onnxruntime": "fourphase.runtime.onnxruntime_backend", "openvino": "fourphase.runtime.openvino_backend"}
 )
@@ -34,38 +32,12 @@ _NEEDS_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 @dataclass(frozen=True, eq=False)
-class Outputs:
-    """What the network says of B studies; the arrays are copies that nobody else writes to.
-
-    Attributes:
-        logits: float32 (B, K).
-        phase_logits: float32 (B, P, K).
-    """
-
-    logits: Floats
-    phase_logits: Floats
-
-
-class Backend(Protocol):
-    """A loaded model: numpy in, numpy out."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def precision(self) -> str: ...
-
-    def infer(self, study: Floats) -> Outputs:
-        """float32 (B, P, T, C, H, W), normalised -> logits. Raises SelfCheckFailed for a non-finite output."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
 class Choice:
-    """A loaded backend and, for a person, why it is this one."""
+    """A loaded backend and, for a person, why it is this one; `plans`: part of the network -> key of its engine."""
 
     backend: Backend
     reason: str
+    plans: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Module(Protocol):
@@ -80,7 +52,12 @@ class _Module(Protocol):
 
 
 def choose_backend(
-    bundle: Bundle, name: str = "auto", *, require: str | None = None, precision: str | None = None
+    bundle: Bundle,
+    name: str = "auto",
+    *,
+    require: str | None = None,
+    precision: str | None = None,
+    plans: PlanPolicy | None = None,
 ) -> Choice:
     """Chooses a backend and loads the bundle's model into it.
 
@@ -89,6 +66,7 @@ def choose_backend(
         name: one of BACKENDS.
         require: the choice must be this one, anything else is an error (--require-backend).
         precision: "fp32", ...; None takes the first that the backend prefers and the bundle has.
+        plans: where plans lie and whether one may be built; None for the bundle's own and no.
 
     Raises: UsageError for an unknown name; GPUUnavailable or EnvironmentFault if the backend cannot run here;
         EnvironmentFault if this CPU would compute that precision wrongly;
@@ -99,24 +77,71 @@ def choose_backend(
             raise UsageError(
                 f"unknown backend {given!r}", f"choose one of {', '.join(BACKENDS)}", key="backend_unknown"
             )
-    chosen, reason = _choose(bundle, precision) if name == "auto" else (name, "asked for")
+    policy = plans or PlanPolicy()
+    if name in _NEEDS_GPU:
+        chosen, reason = name, "asked for"
+    elif name == "auto":
+        engine = _engine(bundle, precision, policy, probe())
+        if isinstance(engine, GpuChoice) and require in (None, "auto", engine.backend.name):
+            return Choice(engine.backend, engine.reason, engine.plans)
+        chosen, reason = _choose(bundle, precision, engine.reason)
+    else:
+        chosen, reason = name, "asked for"
     if require not in (None, "auto", chosen):
         raise GPUUnavailable(
             f"backend {require} is required, but {chosen} would be used ({reason})",
             f"run where {require} works, or leave --require-backend out",
             key="required_backend_unavailable",
         )
+    if chosen in _NEEDS_GPU:
+        return _asked_for_engine(bundle, chosen, precision, policy)
     module = _usable(chosen)
     lowered, note = _precision(bundle, module, precision)
     return Choice(module.load_backend(bundle, lowered), f"{reason}; {note}" if note else reason)
 
 
-def _choose(bundle: Bundle, precision: str | None) -> tuple[str, str]:
-    """What "auto" takes, and why.
+def _engine(bundle: Bundle, precision: str | None, policy: PlanPolicy, found: Probe) -> GpuChoice | NoEngine:
+    """What the GPU offers; TensorRT is not even imported where there is none."""
+    if found.device is None:
+        return NoEngine("no_device", found.reason)
+    if precision is not None and precision not in bundle.models:
+        return NoEngine("no_plan", f"the bundle has no model in {precision}")
+    engine = choose_engine(bundle, precision, policy)
+    if isinstance(engine, NoEngine):
+        return NoEngine(engine.kind, f"a CUDA device is present ({found.device.name}), but {engine.reason}")
+    return engine
+
+
+def _asked_for_engine(bundle: Bundle, name: str, precision: str | None, policy: PlanPolicy) -> Choice:
+    """Raises: the error that says why there is no engine of this flavour."""
+    found = probe()
+    if found.device is None:
+        raise GPUUnavailable(
+            f"backend {name} needs a GPU: {found.reason}", "use --backend auto or --backend onnxruntime (CPU)"
+        )
+    if precision is not None and precision not in bundle.models:
+        raise _no_precision(bundle, precision)
+    engine = choose_engine(bundle, precision, policy, (name,))
+    if isinstance(engine, GpuChoice):
+        return Choice(engine.backend, f"asked for; {engine.reason}", engine.plans)
+    if engine.error is not None:
+        raise engine.error
+    if engine.kind == "no_plan":
+        raise ModelIncompatible(
+            f"backend {name} has no engine: {engine.reason}",
+            "build one with fp-export build-plan, or give --rebuild; fp-export inspect tells of every plan",
+            key="plan_missing",
+        )
+    raise EnvironmentFault(
+        f"backend {name} cannot run: {engine.reason}", "see fp-doctor, or use --backend auto", key="backend_missing"
+    )
+
+
+def _choose(bundle: Bundle, precision: str | None, why_cpu: str) -> tuple[str, str]:
+    """What "auto" takes on the CPU, and why.
 
     OpenVINO where its INT8 pays: an int8 model, and a CPU with instructions for it. In FP32 the two are equally fast.
     """
-    why_cpu = _why_cpu(probe())
     instructions = int8_instructions()
     if "int8" not in bundle.models or precision not in (None, "int8") or instructions is None:
         return "onnxruntime", why_cpu
@@ -125,20 +150,12 @@ def _choose(bundle: Bundle, precision: str | None) -> tuple[str, str]:
     return "openvino", f"{why_cpu}; OpenVINO runs the bundle's int8 model on this CPU's {instructions}"
 
 
-def _why_cpu(found: Probe) -> str:
-    if found.device is None:
-        return found.reason
-    return f"a CUDA device is present ({found.device.name}), but this version has no GPU backend"
-
-
 def _module(name: str) -> _Module:
     return cast(_Module, importlib.import_module(_MODULES[name]))
 
 
 def _usable(name: str) -> _Module:
     """The module of a backend that can run here."""
-    if name not in _MODULES:
-        raise _not_built(name, probe())
     module = _module(name)
     if not module.is_available():
         raise EnvironmentFault(
@@ -147,18 +164,6 @@ def _usable(name: str) -> _Module:
             key="package_missing",
         )
     return module
-
-
-def _not_built(name: str, found: Probe) -> FourphaseError:
-    if name in _NEEDS_GPU and found.device is None:
-        return GPUUnavailable(
-            f"backend {name} needs a GPU: {found.reason}", "use --backend auto or --backend onnxruntime (CPU)"
-        )
-    return EnvironmentFault(
-        f"backend {name} is not part of this version of fourphase",
-        "use --backend auto or --backend onnxruntime (CPU)",
-        key="backend_not_built",
-    )
 
 
 def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> tuple[str, str | None]:
@@ -171,8 +176,12 @@ def _precision(bundle: Bundle, module: _Module, wanted: str | None) -> tuple[str
                 return precision, note or (_why(precision, bundle) if wanted is None else None)
     if note is not None:
         raise EnvironmentFault(note, "use --precision fp32, or --backend onnxruntime", key="precision_unsafe")
+    raise _no_precision(bundle, wanted)
+
+
+def _no_precision(bundle: Bundle, wanted: str | None) -> FourphaseError:
     held = ", ".join(bundle.models) or "none"
-    raise ModelIncompatible(
+    return ModelIncompatible(
         f"the bundle has no model in {wanted or 'a precision that this backend runs'}, only in: {held}",
         "choose a --precision that the bundle has, or build the bundle with the one you need",
         key="precision_missing",

@@ -37,6 +37,13 @@ def run(
     backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime or openvino.")] = "auto",
     require_backend: Annotated[str | None, typer.Option(help="Fail (22) rather than fall back to another.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; default: what the bundle has.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
+    ] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="Build the engine for this GPU if none fits.")] = False,
+    allow_engine_host_code: Annotated[
+        bool, typer.Option("--allow-engine-host-code", help="Load version-compatible engines, which run host code.")
+    ] = False,
     save_input: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="Save the network's input, float32 (P, T, C, H, W).")
     ] = None,
@@ -53,8 +60,10 @@ def run(
     if save_input is not None:
         _check_save_input(save_input, len(studies))
     from fourphase.runtime.pipeline import load_model
+    from fourphase.runtime.plan_choice import PlanPolicy
 
-    model = load_model(bundle, backend=backend, require=require_backend, precision=precision)
+    policy = PlanPolicy(plans, rebuild, allow_engine_host_code)
+    model = load_model(bundle, backend=backend, require=require_backend, precision=precision, plans=policy)
     if len(requests) == 1:
         _show(_run_one(model, requests[0], output, save_input), json_output)
     else:

@@ -31,6 +31,7 @@ _INTERRUPTED = 130
 _EXTRAS = {
     **dict.fromkeys(("torch", "onnx", "onnx_ir", "onnxscript", "safetensors", "google"), "export"),
     "tensorrt_rtx": "rtx",
+    "pycuda": "gpu",
     "matplotlib": "report",
     "SimpleITK": "dev",
 }

@@ -27,6 +27,10 @@ RTX_ONLY = MappingProxyType(
         "ComputeCapability": "TensorRT builds for the GPU at hand; only RTX names the GPUs an engine is for",
         "IBuilderConfig.num_compute_capabilities": "as ComputeCapability",
         "IBuilderConfig.set_compute_capability": "as ComputeCapability",
+        "DynamicShapesKernelSpecializationStrategy": "only RTX compiles kernels as it runs; late, bytes would change",
+        "ICudaEngine.create_runtime_config": "as DynamicShapesKernelSpecializationStrategy",
+        "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy": "as DynamicShapesKernelSpecializationStrategy",
+        "IRuntimeConfig.set_execution_context_allocation_strategy": "as DynamicShapesKernelSpecializationStrategy",
     }
 )
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backends import Outputs
+from fourphase.runtime.backend import Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import (
     EnvironmentFault,

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backends import Outputs
+from fourphase.runtime.backend import Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.inference_checks import (
@@ -50,6 +50,7 @@ class OnnxRuntimeBackend:
     precision: str
     input_shape: tuple[int, ...]
     name: str = "onnxruntime"
+    max_batch: int | None = None
 
     def infer(self, study: Floats) -> Outputs:
         """Runs B studies, float32 (B, P, T, C, H, W).

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backends import Outputs
+from fourphase.runtime.backend import Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cpu import int8_instructions
 from fourphase.runtime.errors import ModelIncompatible
@@ -55,6 +55,7 @@ class OpenVINOBackend:
     precision: str
     input_shape: tuple[int, ...]
     name: str = "openvino"
+    max_batch: int | None = None
 
     def infer(self, study: Floats) -> Outputs:
         """Runs B studies, float32 (B, P, T, C, H, W).

@@ -23,6 +23,7 @@ from fourphase.runtime.console import progress
 from fourphase.runtime.errors import Notice
 from fourphase.runtime.phases import PhaseMatch, assign_phases
 from fourphase.runtime.pixels import read_hu
+from fourphase.runtime.plan_choice import PlanPolicy
 from fourphase.runtime.preprocess import normalized, plan_sampling
 from fourphase.runtime.result import PhaseRecord, StudyResult, case_hash
 from fourphase.runtime.selfcheck import SelfCheck, self_check
@@ -74,7 +75,12 @@ class LoadedModel:
 
 
 def load_model(
-    path: Path, *, backend: str = "auto", require: str | None = None, precision: str | None = None
+    path: Path,
+    *,
+    backend: str = "auto",
+    require: str | None = None,
+    precision: str | None = None,
+    plans: PlanPolicy | None = None,
 ) -> LoadedModel:
     """Loads a bundle, chooses a backend and proves it on the golden input.
 
@@ -83,7 +89,7 @@ def load_model(
     """
     with progress("loading the model", None):
         bundle = load_bundle(path)
-        choice = choose_backend(bundle, backend, require=require, precision=precision)
+        choice = choose_backend(bundle, backend, require=require, precision=precision, plans=plans)
         return LoadedModel(bundle, choice, self_check(choice.backend, bundle))
 
 
@@ -135,11 +141,16 @@ def run_study(model: LoadedModel, request: StudyRequest) -> tuple[StudyResult, P
         box={**box, "clipped_mm": _rounded(prepared.box.clipped_mm), "source": prepared.box.source},
         preprocessing_hash=bundle.preprocessing.hash,
         model={"bundle": bundle.path.name, "sha256": bundle.sha256, "precision": model.choice.backend.precision},
-        backend={"name": model.choice.backend.name, "reason": model.choice.reason, "self_check": "passed"},
+        backend=_backend_section(model.choice),
         timings_ms=clock.timings_ms,
         warnings=prepared.warnings,
     )
     return result, prepared
+
+
+def _backend_section(choice: Choice) -> dict[str, Any]:
+    section: dict[str, Any] = {"name": choice.backend.name, "reason": choice.reason, "self_check": "passed"}
+    return section | ({"plans": dict(choice.plans)} if choice.plans else {})
 
 
 class _Clock:

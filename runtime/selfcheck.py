@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backends import Backend
+from fourphase.runtime.backend import Backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
 from fourphase.runtime.golden import Golden, Tolerance
@@ -27,33 +27,43 @@ class SelfCheck:
 
     Attributes:
         inputs: golden inputs that were run.
+        batches: how many studies were run at once: 1, and the most that the backend takes where that is other code.
         max_abs_difference: largest |output - golden| over all logits.
         tolerance: the bundle's, for this precision.
     """
 
     inputs: int
+    batches: tuple[int, ...]
     max_abs_difference: float
     tolerance: Tolerance
 
 
 def self_check(backend: Backend, bundle: Bundle, *, all_inputs: bool = False) -> SelfCheck:
-    """Runs golden input 0 (all of them with `all_inputs`), one at a time, and compares every logit.
+    """Runs golden input 0 (all of them with `all_inputs`) and compares every logit.
+
+    One at a time; then, where a larger batch is other code (an engine's profile), as many at once as it takes:
+    compilers have been wrong at one batch size and right at another.
 
     Raises: SelfCheckFailed with the measured difference and the tolerance; IntegrityError, ModelIncompatible as
         reading the golden file does.
     """
     golden = bundle.golden(backend.precision)
     count = len(golden) if all_inputs else 1
-    worst = max(_compare(backend, golden, index) for index in range(count))
-    return SelfCheck(count, worst, golden.tolerance)
+    runs = [[index] for index in range(count)]
+    largest = backend.max_batch or 1
+    if largest > 1:
+        runs.append([index % len(golden) for index in range(largest)])
+    worst = max(_compare(backend, golden, indices) for indices in runs)
+    return SelfCheck(count, tuple(sorted({len(indices) for indices in runs})), worst, golden.tolerance)
 
 
-def _compare(backend: Backend, golden: Golden, index: int) -> float:
-    """The largest difference of one golden input, all within the tolerance."""
-    outputs, tolerance = backend.infer(golden.study(index)), golden.tolerance
+def _compare(backend: Backend, golden: Golden, indices: list[int]) -> float:
+    """The largest difference of these golden inputs in one batch, all within the tolerance."""
+    studies = np.concatenate([golden.study(index) for index in indices])
+    outputs, tolerance = backend.infer(studies), golden.tolerance
     pairs = (
-        ("logits", outputs.logits, golden.logits[index : index + 1], tolerance.atol),
-        ("phase_logits", outputs.phase_logits, golden.phase_logits[index : index + 1], tolerance.phase_atol),
+        ("logits", outputs.logits, golden.logits[indices], tolerance.atol),
+        ("phase_logits", outputs.phase_logits, golden.phase_logits[indices], tolerance.phase_atol),
     )
     return max(_difference(*pair, tolerance.rtol, backend) for pair in pairs)
 

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from fourphase.engine.bundle import OnnxModel
-from fourphase.runtime import backends
+from fourphase.runtime import backends, gpu_choice
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cuda import Device, Probe
@@ -27,6 +27,7 @@ from fourphase.runtime.errors import (
     UsageError,
 )
 from fourphase.runtime.inference_checks import package_missing
+from fourphase.runtime.plan_meta import Machine
 from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_contents, tiny_model, write_tiny
 
 NO_GPU = Probe(None, "no CUDA device (no NVIDIA driver)")
@@ -71,9 +72,9 @@ def test_auto_takes_the_cpu_and_says_why(bundle: Bundle) -> None:
 
 def test_auto_does_not_blame_a_gpu_that_is_there(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "probe", lambda: L4)
+    monkeypatch.setattr(gpu_choice, "this_machine", lambda: Machine({}, L4, "linux", "x86_64"))
     reason = choose_backend(bundle).reason
-    assert "NVIDIA L4" in reason
-    assert "no GPU backend" in reason
+    assert reason == "a CUDA device is present (NVIDIA L4), but tensorrt and tensorrt-rtx cannot be loaded"
 
 
 @pytest.mark.parametrize(
@@ -84,17 +85,18 @@ def test_auto_does_not_blame_a_gpu_that_is_there(bundle: Bundle, monkeypatch: py
         ("tensorrt", L4, EnvironmentFault),
     ],
 )
-def test_a_backend_that_is_not_built_is_refused_with_a_cure(
+def test_a_backend_that_cannot_run_is_refused_with_a_cure(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch, name: str, gpu: Probe, error: type[FourphaseError]
 ) -> None:
     monkeypatch.setattr(backends, "probe", lambda: gpu)
+    monkeypatch.setattr(gpu_choice, "this_machine", lambda: Machine({}, gpu, "linux", "x86_64"))
     with pytest.raises(error, match=name) as caught:
         choose_backend(bundle, name)
-    assert "--backend onnxruntime" in caught.value.hint
+    assert "--backend auto" in caught.value.hint
 
 
 @pytest.mark.parametrize("arguments", [{"name": "onnx"}, {"require": "cuda"}])
-def test_an_unknown_name_is_a_usage_error(bundle: Bundle, arguments: dict[str, str]) -> None:
+def test_an_unknown_name_is_a_usage_error(bundle: Bundle, arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="unknown backend"):
         choose_backend(bundle, **arguments)
 

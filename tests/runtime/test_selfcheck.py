@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fourphase.runtime.backends import Outputs, choose_backend
+from fourphase.runtime.backend import Outputs
+from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
 from fourphase.runtime.golden import Tolerance
@@ -17,19 +18,36 @@ Floats = NDArray[np.float32]
 
 
 class Fake:
-    """Answers with the golden outputs plus `error`, and counts its runs."""
+    """Answers with the golden outputs plus `error` (of the last study of a batch), and keeps the sizes of its runs."""
 
     name, precision = "fake", "fp32"
 
-    def __init__(self, bundle: Bundle, error: float = 0.0, phase_error: float = 0.0) -> None:
-        self.golden, self.error, self.phase_error, self.runs = bundle.golden(), np.float32(error), phase_error, 0
+    def __init__(
+        self,
+        bundle: Bundle,
+        error: float = 0.0,
+        phase_error: float = 0.0,
+        max_batch: int | None = None,
+        wrong_at: int | None = None,
+    ) -> None:
+        self.golden, self.error, self.phase_error = bundle.golden(), np.float32(error), phase_error
+        self.max_batch, self.wrong_at = max_batch, wrong_at
+        self.batches: list[int] = []
+
+    @property
+    def runs(self) -> int:
+        return len(self.batches)
 
     def infer(self, study: Floats) -> Outputs:
-        index = next(i for i in range(len(self.golden)) if np.array_equal(self.golden.study(i), study))
-        self.runs += 1
-        phase_logits = self.golden.phase_logits[index : index + 1].copy()
-        phase_logits[0, 2, 1] += self.phase_error
-        return Outputs(self.golden.logits[index : index + 1] + self.error, phase_logits)
+        self.batches.append(len(study))
+        rows = [
+            next(i for i in range(len(self.golden)) if np.array_equal(self.golden.study(i)[0], one)) for one in study
+        ]
+        logits, phase_logits = self.golden.logits[rows].copy(), self.golden.phase_logits[rows].copy()
+        if self.wrong_at in (None, len(study)):
+            logits[-1] += self.error
+            phase_logits[-1, 2, 1] += self.phase_error
+        return Outputs(logits, phase_logits)
 
 
 @pytest.fixture
@@ -77,12 +95,25 @@ def test_the_relative_tolerance_counts(tmp_path: Path) -> None:
 def test_phase_logits_have_a_tolerance_of_their_own(tmp_path: Path) -> None:
     bundle = write_tiny(tmp_path / "bundle", golden=tiny_golden(tolerance=Tolerance(1e-3, 0.0, 5e-2)))
     self_check(Fake(bundle, phase_error=2e-2), bundle)
-    for errors in ({"error": 2e-2}, {"phase_error": 6e-2}):
+    for error, phase_error in ((2e-2, 0.0), (0.0, 6e-2)):
         with pytest.raises(SelfCheckFailed):
-            self_check(Fake(bundle, **errors), bundle)
+            self_check(Fake(bundle, error, phase_error), bundle)
 
 
 def test_another_model_behind_right_hashes_fails(tmp_path: Path) -> None:
     altered = write_tiny(tmp_path / "bundle", tiny_model(TINY_MODEL.replace("{0.1, -0.2}", "{0.1, -0.21}")))
     with pytest.raises(SelfCheckFailed, match=r"off its golden value by 0\.01 "):
         self_check(choose_backend(altered).backend, altered)
+
+
+def test_an_engine_is_also_run_at_the_most_it_takes(bundle: Bundle) -> None:
+    fake = Fake(bundle, max_batch=3)
+    assert self_check(fake, bundle).batches == (1, 3)
+    assert fake.batches == [1, 3]
+    assert self_check(Fake(bundle, max_batch=1), bundle, all_inputs=True).batches == (1,)
+
+
+def test_what_is_wrong_at_the_largest_batch_alone_is_found(bundle: Bundle) -> None:
+    with pytest.raises(SelfCheckFailed):
+        self_check(Fake(bundle, error=0.1, max_batch=3, wrong_at=3), bundle)
+    self_check(Fake(bundle, error=0.1, max_batch=2, wrong_at=3), bundle)

@@ -1,0 +1,45 @@
+"""The interface of a backend: a loaded model that turns studies into logits. `backends` chooses one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Backend", "Outputs"]
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What the network says of B studies; the arrays are copies that nobody else writes to.
+
+    Attributes:
+        logits: float32 (B, K).
+        phase_logits: float32 (B, P, K).
+    """
+
+    logits: Floats
+    phase_logits: Floats
+
+
+class Backend(Protocol):
+    """A loaded model: numpy in, numpy out."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    @property
+    def max_batch(self) -> int | None:
+        """Studies in one run at most, for which the code may be another one; None: one code for any number."""
+        ...
+
+    def infer(self, study: Floats) -> Outputs:
+        """float32 (B, P, T, C, H, W), normalised -> logits. Raises SelfCheckFailed for a non-finite output."""
+        ...

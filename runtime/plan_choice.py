@@ -1,0 +1,179 @@
+"""Which plans of a bundle compute a model here: whole, or trunk and tail; and why the others do not fit.
+
+The order of a load: a plan that fits exactly, one built now if that was allowed, else none and the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.console import progress
+from fourphase.runtime.errors import EngineBuildFailed, FourphaseError, error_from_dict
+from fourphase.runtime.plan_meta import Machine, misfits
+from fourphase.runtime.plan_store import PlanEntry, PlanStore
+
+__all__ = ["REBUILD_COMMAND", "FittingPlans", "PlanPolicy", "PlanReport", "fitting_plans", "rebuild", "report_plans"]
+
+#: Building needs the room `engine`, which this room does not import: it is a program of its own.
+REBUILD_COMMAND = (sys.executable, "-m", "fourphase.engine.plan_command")
+
+
+@dataclass(frozen=True)
+class PlanPolicy:
+    """What the run time may do with plans.
+
+    Attributes:
+        folder: where plans built for this machine lie; None is the bundle's own `engines/`.
+        rebuild: build the plan for this machine if none fits.
+        host_code: load plans that carry a run time of their own, which runs host code out of the file.
+    """
+
+    folder: Path | None = None
+    rebuild: bool = False
+    host_code: bool = False
+
+
+@dataclass(frozen=True)
+class PlanReport:
+    """One plan against this machine; `reasons` is empty if it fits."""
+
+    entry: PlanEntry
+    reasons: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not self.reasons
+
+    def to_dict(self) -> dict[str, Any]:
+        meta = self.entry.meta or {}
+        kept = ("part", "slices", "precision", "flavour", "version", "compute_capabilities", "batch")
+        described = {name: meta[name] for name in kept if name in meta}
+        return {"key": self.entry.key, "source": self.entry.source, **described, "reasons": list(self.reasons)}
+
+
+@dataclass(frozen=True, eq=False)
+class FittingPlans:
+    """Verified plans that compute one model together.
+
+    Attributes:
+        plans: "whole" -> bytes, or "trunk" and "tail" -> bytes. keys: likewise, their keys.
+        slices: how many slices the trunk takes at once; None for a whole plan.
+        max_batch: studies per run.
+    """
+
+    flavour: str
+    precision: str
+    plans: Mapping[str, bytes]
+    keys: Mapping[str, str]
+    slices: int | None
+    max_batch: int
+
+
+def report_plans(bundle: Bundle, machine: Machine, policy: PlanPolicy | None = None) -> tuple[PlanReport, ...]:
+    """Every plan of the bundle and why it does not fit this machine. Raises: IntegrityError (21)."""
+    policy = policy or PlanPolicy()
+    return tuple(_report(entry, bundle, machine, policy) for entry in PlanStore(bundle, policy.folder).entries())
+
+
+def fitting_plans(
+    bundle: Bundle, machine: Machine, precisions: Sequence[str], flavours: Sequence[str], policy: PlanPolicy
+) -> tuple[FittingPlans | None, str]:
+    """The first plans that fit, by precision and flavour in the order given, and why these (or why none).
+
+    Raises: IntegrityError (21) for a plan that was changed after it was built: it is never passed over in silence.
+    """
+    store = PlanStore(bundle, policy.folder)
+    reports = report_plans(bundle, machine, policy)
+    for precision in precisions:
+        for flavour in flavours:
+            for files in _forms(bundle, precision):
+                chosen = [_first(reports, bundle, flavour, file) for file in files]
+                if all(chosen):
+                    return _loaded(store, [entry for entry in chosen if entry], flavour, precision), "a plan fits"
+    return None, _why_none(reports)
+
+
+def rebuild(bundle: Bundle, flavour: str, precision: str, policy: PlanPolicy) -> None:
+    """Builds the plans of one model for this machine, in a program of its own, into the plan store.
+
+    Raises: what the build raises (22, 24, 26, 30, 31).
+    """
+    command = [*REBUILD_COMMAND, str(bundle.path), "--target", flavour, "--precision", precision, "--json", "--quiet"]
+    if policy.folder is not None:
+        command += ["--plans", str(policy.folder)]
+    with progress(f"building the {precision} engine for this machine with {flavour}", None):
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise _build_error(done)
+
+
+def _build_error(done: subprocess.CompletedProcess[str]) -> FourphaseError:
+    try:
+        return error_from_dict(json.loads(done.stdout)["error"])
+    except (ValueError, KeyError, TypeError):
+        last = (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        return EngineBuildFailed(
+            f"the engine could not be built for this machine (exit code {done.returncode}): {last}",
+            "run fp-export build-plan to see all of it",
+        )
+
+
+def _report(entry: PlanEntry, bundle: Bundle, machine: Machine, policy: PlanPolicy) -> PlanReport:
+    if entry.meta is None:
+        return PlanReport(entry, (entry.problem or "it cannot be used",))
+    hashes = {
+        bundle.files[file].sha256 for precision in bundle.models for form in _forms(bundle, precision) for file in form
+    }
+    return PlanReport(entry, misfits(entry.meta, machine, hashes, host_code=policy.host_code))
+
+
+def _forms(bundle: Bundle, precision: str) -> list[tuple[str, ...]]:
+    """The files a model's engines are built from, in the forms it may take; split first if it was split."""
+    model = bundle.models[precision]
+    whole: list[tuple[str, ...]] = [(model.file,)]
+    return whole if model.split is None else [(model.split.trunk, model.split.tail), *whole]
+
+
+def _first(reports: Sequence[PlanReport], bundle: Bundle, flavour: str, file: str) -> PlanEntry | None:
+    wanted = bundle.files[file].sha256
+    fitting = (report.entry for report in reports if report.fits)
+    return next(
+        (
+            entry
+            for entry in fitting
+            if entry.meta and (entry.meta["onnx_sha256"], entry.meta["flavour"]) == (wanted, flavour)
+        ),
+        None,
+    )
+
+
+def _loaded(store: PlanStore, entries: Sequence[PlanEntry], flavour: str, precision: str) -> FittingPlans:
+    metas = [entry.meta for entry in entries if entry.meta is not None]
+    batches = [meta["batch"][2] for meta in metas if meta["part"] != "trunk"]
+    return FittingPlans(
+        flavour=flavour,
+        precision=precision,
+        plans={meta["part"]: store.read(entry) for entry, meta in zip(entries, metas, strict=True)},
+        keys={meta["part"]: entry.key for entry, meta in zip(entries, metas, strict=True)},
+        slices=next((meta["slices"] for meta in metas if meta["part"] == "trunk"), None),
+        max_batch=min(batches),
+    )
+
+
+def _why_none(reports: Sequence[PlanReport]) -> str:
+    if not reports:
+        return "the bundle has no plan"
+    first = reports[0]
+    more = f", and {len(reports) - 1} more" if len(reports) > 1 else ""
+    return (
+        f"no plan fits (engine {first.entry.key}: {'; '.join(first.reasons)}{more})"
+        if first.reasons
+        else ("no plan of the precision asked for fits")
+    )

@@ -1,0 +1,333 @@
+"""The network on an NVIDIA GPU by TensorRT or TensorRT for RTX: verified plan bytes in, logits out.
+
+Two runs are in flight: the host prepares and uploads the next while the GPU computes. Split engines run the trunk over
+chunks of slices, so that only chunks of a study are on the device. Which plan is loaded, and what happens without one,
+is not decided here.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourphase.runtime.backend import Outputs
+from fourphase.runtime.bundle import Bundle
+from fourphase.runtime.cuda_buffers import DeviceMemory, Outgoing, Staging, poison
+from fourphase.runtime.cuda_context import REQUIREMENTS, Gpu, Resources, is_available, open_gpu
+from fourphase.runtime.cuda_graph import Repeated
+from fourphase.runtime.errors import ModelIncompatible
+from fourphase.runtime.flavour import Flavour, load_flavour
+from fourphase.runtime.inference_checks import check_input, checked_outputs
+from fourphase.runtime.trt_session import EngineTensor, TrtSession, load_session
+
+__all__ = ["REQUIREMENTS", "EngineParts", "TensorRTBackend", "is_available", "load_engine_backend"]
+
+Floats = NDArray[np.float32]
+
+#: Runs in flight.
+_DEPTH = 2
+_HALF_TOO = ("float32", "float16")
+
+
+@dataclass(frozen=True, eq=False)
+class EngineParts:
+    """Verified plan bytes.
+
+    Attributes:
+        plans: {"whole": plan} or {"trunk": plan, "tail": plan}.
+        slices: how many slices one run of the trunk takes; None for a whole engine.
+        flavour: "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16" or "int8".
+        max_batch: the studies one run of the engine (of the tail) takes at most.
+    """
+
+    plans: Mapping[str, bytes]
+    slices: int | None
+    flavour: str
+    precision: str
+    max_batch: int
+
+
+class _Machine:
+    """What both forms of the model share: streams, the outputs of the runs in flight, and the work that was bound."""
+
+    def __init__(self, gpu: Gpu, held: Resources, max_batch: int, use_graph: bool) -> None:
+        self.gpu, self.held, self.max_batch = gpu, held, max_batch
+        self.computing, self.copies = gpu.new_stream(), gpu.new_stream()
+        self.works: dict[tuple[object, ...], Repeated] = {}
+        self._outgoing: list[Outgoing] = []
+        self._no_graph = None if use_graph else "not asked for"
+
+    def staging(self, shape: tuple[int, ...]) -> Staging:
+        return self.held.add(Staging(self.gpu, shape, self.copies, self.computing))
+
+    def run(self, key: tuple[object, ...], session: TrtSession, batch: int, addresses: Mapping[str, int]) -> None:
+        """Enqueues the engine on these addresses, which must be the same for the same key."""
+        if key not in self.works:
+            work = session.bind(batch, addresses)
+            sizes = {name: batch * math.prod(it.sizes) * it.dtype.itemsize for name, it in session.outputs.items()}
+            outputs = [(addresses[name], nbytes) for name, nbytes in sizes.items()]
+            self.works[key] = self.held.add(Repeated(self.gpu, self.computing, work, outputs, self._no_graph))
+        self.works[key].run()
+
+    def finish(self, session: TrtSession, batch: int, index: int, source: int) -> Outgoing:
+        """Enqueues the engine that gives the outputs, and their way home. `source`: the address of its input."""
+        while len(self._outgoing) <= index:
+            tensors = {name: ((self.max_batch, *it.sizes), it.dtype) for name, it in session.outputs.items()}
+            self._outgoing.append(self.held.add(Outgoing(self.gpu, tensors, self.computing)))
+        outgoing, (name,) = self._outgoing[index], session.inputs
+        outgoing.clear()
+        self.run(("last", batch, index), session, batch, {name: source, **outgoing.addresses})
+        outgoing.send(batch)
+        return outgoing
+
+
+class _Model(Protocol):
+    def start(self, studies: Floats, index: int) -> Outgoing:
+        """Enqueues everything for (n, P, T, C, H, W) studies; `index`: which of the runs in flight this is."""
+        ...
+
+
+class _Whole:
+    """One engine from the studies to the outputs."""
+
+    def __init__(self, machine: _Machine, session: TrtSession) -> None:
+        self._machine, self._session = machine, session
+        self._staged: list[Staging] = []
+
+    def start(self, studies: Floats, index: int) -> Outgoing:
+        machine = self._machine
+        while len(self._staged) <= index:
+            self._staged.append(machine.staging((machine.max_batch, *studies.shape[1:])))
+        staged = self._staged[index]
+        staged.put(studies)
+        outgoing = machine.finish(self._session, len(studies), index, staged.buffer.pointer)
+        staged.release()
+        return outgoing
+
+
+class _Split:
+    """The trunk over chunks of slices, the tail over the features of all of them."""
+
+    def __init__(self, machine: _Machine, trunk: TrtSession, tail: TrtSession) -> None:
+        self._machine, self._trunk, self._tail = machine, trunk, tail
+        study, features = trunk.inputs["study"], tail.inputs["features"]
+        self._phases, self._slices = study.sizes[:2]
+        self._chunks = features.sizes[1] // self._slices
+        # Contiguous in the chunk and, per phase, in the whole.
+        self._run_bytes = self._slices * features.sizes[2] * features.dtype.itemsize
+        self._study_bytes = self._phases * self._chunks * self._run_bytes
+        self._staged = [machine.staging((1, *study.sizes)) for _ in range(_DEPTH)]
+        self._chunk = machine.held.add(DeviceMemory(machine.gpu, self._phases * self._run_bytes))
+        self._features = machine.held.add(DeviceMemory(machine.gpu, machine.max_batch * self._study_bytes))
+
+    def start(self, studies: Floats, index: int) -> Outgoing:
+        machine = self._machine
+        poison(machine.gpu, self._features.pointer, self._features.nbytes, machine.computing)
+        for number in range(len(studies) * self._chunks):
+            study, chunk = divmod(number, self._chunks)
+            first = chunk * self._slices
+            self._run_trunk(studies[study : study + 1, :, first : first + self._slices], number % _DEPTH)
+            self._collect(self._features.pointer + study * self._study_bytes + chunk * self._run_bytes)
+        return machine.finish(self._tail, len(studies), index, self._features.pointer)
+
+    def _run_trunk(self, values: Floats, index: int) -> None:
+        staged = self._staged[index]
+        staged.put(values)
+        poison(self._machine.gpu, self._chunk.pointer, self._chunk.nbytes, self._machine.computing)
+        addresses = {"study": staged.buffer.pointer, "features": self._chunk.pointer}
+        self._machine.run(("trunk", index), self._trunk, 1, addresses)
+        staged.release()
+
+    def _collect(self, target: int) -> None:
+        """Copies a chunk's features (P, S, F) to its slices of (P, T, F).
+
+        One plain copy per phase: CUDA lets a copy with pitches between device addresses fail unless it allocated them.
+        """
+        for phase in range(self._phases):
+            self._machine.gpu.driver.memcpy_dtod_async(
+                target + phase * self._chunks * self._run_bytes,
+                self._chunk.pointer + phase * self._run_bytes,
+                self._run_bytes,
+                self._machine.computing,
+            )
+
+
+class TensorRTBackend:
+    """Loaded engines; for one caller at a time, from any thread. A context manager that closes itself.
+
+    Attributes:
+        name: the flavour, "tensorrt" or "tensorrt-rtx". precision: of the plan.
+        input_shape: (P, T, C, H, W) of one study. max_batch: above it, studies are run in several runs.
+    """
+
+    def __init__(self, parts: EngineParts, input_shape: tuple[int, ...], machine: _Machine, model: _Model) -> None:
+        self.name, self.precision, self.max_batch = parts.flavour, parts.precision, parts.max_batch
+        self.input_shape = input_shape
+        self._machine, self._model = machine, model
+        self._in_use = threading.Lock()
+        self._closed = False
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of how this backend runs; a later batch size may add to it."""
+        reasons = dict.fromkeys(work.reason for work in self._machine.works.values() if work.reason)
+        shared = ("the GPU reads the host's memory, nothing is copied to it",) if self._machine.gpu.zero_copy else ()
+        return (*shared, *(f"CUDA graph not used: {reason}" for reason in reasons))
+
+    def infer(self, study: Floats) -> Outputs:
+        """Runs B studies, float32 (B, P, T, C, H, W); the outputs are copies.
+
+        Raises: ModelIncompatible for another type or shape, or with TensorRT's words if it refuses to run;
+            PixelDataError for a non-finite input; SelfCheckFailed for a non-finite output; GPUUnavailable (22), key
+            out_of_memory or gpu_lost, the latter also at every later call.
+        """
+        (outputs,) = self.infer_many([study])
+        return outputs
+
+    def infer_many(self, studies: Iterable[Floats]) -> Iterator[Outputs]:
+        """Runs each (B, P, T, C, H, W) of `studies`, one ahead of the one whose outputs are given; order is kept.
+
+        Raises: as `infer`, and RuntimeError if another `infer` is not through. What was computed but not yet given
+            out is then lost. An interrupt closes the backend.
+        """
+        gathered: list[Outputs] = []
+        with closing(self._pipeline(self._pieces(studies))) as results:
+            for outputs, is_last in results:
+                gathered.append(outputs)
+                if is_last:
+                    yield _joined(gathered)
+                    gathered = []
+
+    def close(self) -> None:
+        """Waits for the GPU and frees everything, also after an error; twice is once."""
+        self._closed = True
+        self._machine.held.close()
+
+    def __enter__(self) -> TensorRTBackend:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pieces(self, studies: Iterable[Floats]) -> Iterator[tuple[Floats, bool]]:
+        """Checked studies in runs of at most `max_batch`, and whether a run is the last of its array."""
+        for study in studies:
+            check_input(study, self.input_shape)
+            for start in range(0, len(study), self.max_batch):
+                yield study[start : start + self.max_batch], start + self.max_batch >= len(study)
+
+    def _pipeline(self, pieces: Iterator[tuple[Floats, bool]]) -> Generator[tuple[Outputs, bool], None, None]:
+        if self._closed or not self._in_use.acquire(blocking=False):
+            raise RuntimeError(f"the {self.name} backend is {'closed' if self._closed else 'already running'}")
+        flying: deque[tuple[Outgoing, int, bool]] = deque()
+        landed = False
+        try:
+            for number, (studies, is_last) in enumerate(pieces):
+                if len(flying) == _DEPTH:
+                    yield self._land(*flying.popleft())
+                flying.append((self._start(studies, number % _DEPTH), len(studies), is_last))
+            while flying:
+                yield self._land(*flying.popleft())
+            landed = True
+        except (KeyboardInterrupt, SystemExit):
+            self.close()
+            raise
+        finally:
+            try:
+                if not landed:
+                    self._drain()
+            finally:
+                self._in_use.release()
+
+    def _start(self, studies: Floats, index: int) -> Outgoing:
+        with self._machine.gpu.current():
+            return self._model.start(studies, index)
+
+    def _land(self, outgoing: Outgoing, count: int, is_last: bool) -> tuple[Outputs, bool]:
+        with self._machine.gpu.current():
+            arrived = outgoing.wait(count)
+        return checked_outputs(arrived["logits"], arrived["phase_logits"]), is_last
+
+    def _drain(self) -> None:
+        """Nothing may still be reading a buffer when the next run fills it."""
+        if not self._closed and self._machine.gpu.lost is None:
+            with self._machine.gpu.current():
+                self._machine.gpu.driver.Context.synchronize()
+
+
+def _joined(parts: list[Outputs]) -> Outputs:
+    if len(parts) == 1:
+        return parts[0]
+    return Outputs(
+        np.concatenate([part.logits for part in parts]), np.concatenate([part.phase_logits for part in parts])
+    )
+
+
+def load_engine_backend(parts: EngineParts, bundle: Bundle, *, use_graph: bool = True) -> TensorRTBackend:
+    """Loads verified plans for the bundle's model and runs it once; nothing is left on the GPU if that fails.
+
+    Raises: GPUUnavailable without a GPU or with too little memory; EnvironmentFault if pycuda or TensorRT is missing;
+        ModelIncompatible with TensorRT's words if it refuses a plan, or if the engines are not this bundle's.
+    """
+    _check_parts(parts, bundle)
+    gpu = open_gpu()
+    flavour = load_flavour(parts.flavour)
+    held = Resources(gpu)
+    try:
+        with gpu.current():
+            machine = _Machine(gpu, held, parts.max_batch, use_graph)
+            model = _load_model(machine, flavour, parts, bundle)
+            _warm_up(model, bundle.input_shape)
+    except BaseException:
+        held.close()
+        raise
+    return TensorRTBackend(parts, bundle.input_shape, machine, model)
+
+
+def _check_parts(parts: EngineParts, bundle: Bundle) -> None:
+    slices = bundle.input_shape[1]
+    roles = {"whole"} if parts.slices is None else {"trunk", "tail"}
+    even = parts.slices is None or (parts.slices > 0 and slices % parts.slices == 0)
+    if set(parts.plans) != roles or parts.max_batch < 1 or not even:
+        raise ModelIncompatible(
+            f"engines {', '.join(parts.plans)} for {parts.slices or slices} of {slices} slices do not make the model",
+            "build the bundle's engines again with fp-export build-engine",
+            key="engine_interface",
+        )
+
+
+def _warm_up(model: _Model, input_shape: tuple[int, ...]) -> None:
+    """One study of noise, its outputs unused: kernels are loaded, and whether a graph can be had is known."""
+    noise = np.random.default_rng(0).standard_normal(4093, np.float32)  # a prime: no two rows are the same
+    model.start(np.resize(noise, (1, *input_shape)), 0).wait(1)
+
+
+def _load_model(machine: _Machine, flavour: Flavour, parts: EngineParts, bundle: Bundle) -> _Model:
+    phases, slices, *pixels = bundle.input_shape
+    classes = len(bundle.classes)
+    outputs = (
+        EngineTensor("logits", (classes,), _HALF_TOO),
+        EngineTensor("phase_logits", (phases, classes), _HALF_TOO),
+    )
+
+    def load(role: str, source: EngineTensor, targets: Sequence[EngineTensor], max_batch: int) -> TrtSession:
+        plan = parts.plans[role]
+        session = load_session(machine.gpu, flavour, plan, inputs=(source,), outputs=targets, max_batch=max_batch)
+        return machine.held.add(session)
+
+    if parts.slices is None:
+        return _Whole(machine, load("whole", EngineTensor("study", bundle.input_shape), outputs, parts.max_batch))
+    chunk = (phases, parts.slices)
+    features = EngineTensor("features", (*chunk, None), _HALF_TOO)
+    trunk = load("trunk", EngineTensor("study", (*chunk, *pixels)), (features,), 1)
+    found = trunk.outputs["features"]
+    taken = EngineTensor("features", (phases, slices, found.sizes[2]), found.types)
+    return _Split(machine, trunk, load("tail", taken, outputs, parts.max_batch))
