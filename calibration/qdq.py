@@ -26,7 +26,15 @@ from fourphase.calibration.scales import Scales
 from fourphase.calibration.typed import fp16_policy
 from fourphase.runtime.errors import ModelIncompatible
 
-__all__ = ["INT8_BLOCKS", "insert_qdq", "int8_policy", "quantizable_blocks", "quantizable_values", "quantized_model"]
+__all__ = [
+    "INT8_BLOCKS",
+    "insert_qdq",
+    "int8_policy",
+    "quantizable_blocks",
+    "quantizable_values",
+    "quantized_model",
+    "unquantized_nodes",
+]
 
 #: What the default INT8 policy quantizes on top of the FP16 policy: the four stages, which hold 93 % of a full-size
 #: network's multiply-accumulates. The stem (6 %) has three input channels, see `_pays`; conv1d (0.3 %) decides much and
@@ -108,6 +116,19 @@ def insert_qdq(
     for node in plan.weighted:
         node.replace_input_with(1, quantizer.weight(node))
     return model, True
+
+
+def unquantized_nodes(model: onnx.ModelProto, policy: Policy) -> tuple[str, ...]:
+    """The weighted nodes of int8 blocks whose weight is no int8 in the lowered graph: quantizing them does not pay."""
+    made = {output: node.op_type for node in model.graph.node for output in node.output}
+    blocks = node_blocks(model)
+    return tuple(
+        node.name
+        for node in model.graph.node
+        if node.op_type in _WEIGHTED
+        and policy.precision_of(blocks.get(node.name, "")) == "int8"
+        and made.get(node.input[1]) != "DequantizeLinear"
+    )
 
 
 def _plan(model: ir.Model, policy: Policy, macs: Mapping[str, int]) -> _Plan:

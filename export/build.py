@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,16 @@ from fourphase.calibration.cached_scales import CachedScales, cached_scales
 from fourphase.calibration.gates import Acceptance
 from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, require_passed, steps_of
 from fourphase.calibration.lowering import blocks_of
+from fourphase.calibration.qdq import unquantized_nodes
 from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
-from fourphase.engine.builder import BuildOptions, EnginePlan, build_engine, check_build
-from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, write_bundle
+from fourphase.engine.build import EnginePlan, build_engine, check_build
+from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, SplitOnnx, check_target, write_bundle
+from fourphase.engine.options import BuildOptions
+from fourphase.engine.plans import engine_options, sources_of
 from fourphase.export.blocks import record_blocks
 from fourphase.export.build_report import (
     calibration_record,
+    engine_records,
     golden_record,
     ladder_record,
     parity_record,
@@ -35,12 +39,14 @@ from fourphase.export.build_report import (
 )
 from fourphase.export.build_request import BuildRequest, StudySets, choose_jury, load_study_sets, policies_of
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
+from fourphase.export.device_check import check_on_device
 from fourphase.export.golden import GoldenStudies, golden_codes, golden_file
 from fourphase.export.guards import check_graph, require_clean
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import OUTPUTS, chosen_gru, onnx_from_network
 from fourphase.export.parity import ParityReport, measure_parity, require_parity
 from fourphase.export.report_html import report_html
+from fourphase.export.split import SplitModel, require_equal, split_memory, split_model
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import UsageError
@@ -52,6 +58,7 @@ __all__ = [
     "VerifiedModel",
     "build_bundle",
     "engines_of",
+    "onnx_model_of",
     "torch_baseline",
     "verified_onnx",
     "verify_model",
@@ -154,7 +161,7 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     request = request or BuildRequest()
     started = time.monotonic()
     check_target(output)
-    target, options = choose_target(request.target), BuildOptions(compute_capabilities=request.compute_capabilities)
+    target, options = choose_target(request.target), request.engine
     if target.name != "none":
         check_build(target.name, options)
     gru, acceptance, policy = chosen_gru(request.gru), request.thresholds(), request.given_policy()
@@ -167,7 +174,9 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     judged = _judge(verified, request, sets, policy, acceptance)
     require_passed(judged.rungs)
     last = judged.steps[-1]
-    engines = engines_of(last, target, options)
+    split, split_record = _split(verified, judged, request.split) if request.split else (None, None)
+    models = {step.precision: onnx_model_of(step, split if step is last else None) for step in judged.steps}
+    engines = engines_of(last.precision, models[last.precision], target, options)
     report = report_of(
         verified.checkpoint, verified.model, verified.parity, judged.rungs, judged.jury, judged.ranges, gru, engines
     )
@@ -176,10 +185,20 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     report |= {
         "calibration": calibration_record(sets.calibration, judged.scales),
         "golden": golden_record(golden),
+        "split": split_record,
         "target": {"name": target.name, "reason": target.reason},
-        "seconds": round(time.monotonic() - started, 1),
     }
-    return BuildResult(write_bundle(output, _contents(verified, judged, golden, engines, report)), target, report)
+    contents = _contents(verified, judged, models, golden, engines, report)
+    fresh = replace(options, timing_cache=False)
+    on_device, best = check_on_device(
+        contents,
+        last.precision,
+        request.rebuilds,
+        lambda: engines_of(last.precision, models[last.precision], target, fresh),
+    )
+    report |= {"on_device": on_device, "engines": engine_records(best)}
+    report["seconds"] = round(time.monotonic() - started, 1)
+    return BuildResult(write_bundle(output, with_report(replace(contents, engines=best), report)), target, report)
 
 
 def _require_calibration(request: BuildRequest, sets: StudySets) -> None:
@@ -217,23 +236,52 @@ def _judge(
     return _Judged(jury, rungs, ranges, scales)
 
 
-def engines_of(step: Step, target: Target, options: BuildOptions) -> tuple[EnginePlan, ...]:
-    """The engine of a lowered model, or none for the target "none"."""
+def onnx_model_of(step: Step, split: SplitModel | None = None) -> OnnxModel:
+    """A lowered model as the bundle holds it."""
+    halves = None
+    if split is not None:
+        trunk, tail = split.trunk, split.tail
+        data = (trunk.SerializeToString(), tail.SerializeToString())
+        halves = SplitOnnx(split.slices, *data, node_blocks(trunk), node_blocks(tail))
+    precisions, nodes = precisions_of(step), node_blocks(step.model)
+    return OnnxModel(
+        step.model.SerializeToString(), precisions, nodes, unquantized_nodes(step.model, step.policy), halves
+    )
+
+
+def engines_of(precision: str, model: OnnxModel, target: Target, options: BuildOptions) -> tuple[EnginePlan, ...]:
+    """The engine of a lowered model, or trunk and tail of a split one; none for the target "none"."""
     if target.name == "none":
         return ()
-    data = step.model.SerializeToString()
-    return (build_engine(data, target.name, precision=step.precision, options=options, blocks=node_blocks(step.model)),)
+    return tuple(
+        build_engine(source, target.name, engine_options(source, options)) for source in sources_of(precision, model)
+    )
+
+
+def _split(verified: VerifiedModel, judged: _Judged, slices: int) -> tuple[SplitModel, dict[str, Any]]:
+    """The last model in two, held against the whole, and the record of both."""
+    step, checkpoint = judged.steps[-1], verified.checkpoint
+    with progress("splitting the network", None):
+        split = split_model(checkpoint.network, checkpoint.preprocessing, step.model, slices)
+        parity = require_equal(split, step.model, study_from_codes(verified.codes[:1], checkpoint.preprocessing))
+    return split, {**parity.to_dict(), "memory": split_memory(split, step.model)}
+
+
+def with_report(contents: BundleContents, report: dict[str, Any]) -> BundleContents:
+    """The contents with this report, as JSON and as a page."""
+    return replace(contents, report=report, extra={**contents.extra, "report.html": report_html(report).encode()})
 
 
 def _contents(
     verified: VerifiedModel,
     judged: _Judged,
+    models: Mapping[str, OnnxModel],
     golden: GoldenFile,
     engines: Sequence[EnginePlan],
     report: dict[str, Any],
 ) -> BundleContents:
     checkpoint, config = verified.checkpoint, verified.checkpoint.network.config
-    extra = {"report.html": report_html(report).encode()}
+    extra: dict[str, bytes] = {}
     if judged.scales is not None:
         extra["scales.json"] = judged.scales.scales.to_json()
     return BundleContents(
@@ -241,9 +289,7 @@ def _contents(
         phases=config.phases,
         network=config.to_dict(),
         preprocessing=checkpoint.preprocessing,
-        models={
-            step.precision: OnnxModel(step.model.SerializeToString(), precisions_of(step)) for step in judged.steps
-        },
+        models=models,
         golden=golden,
         engines=tuple(engines),
         parity=parity_record(verified.parity) | {"ladder": ladder_record(judged.rungs, judged.jury)},

@@ -14,7 +14,7 @@ from fourphase.calibration.cached_scales import CachedScales
 from fourphase.calibration.calibration_set import CalibrationSet
 from fourphase.calibration.ladder import Jury, Rung
 from fourphase.calibration.range_audit import RangeReport
-from fourphase.engine.builder import EnginePlan
+from fourphase.engine.build import EnginePlan
 from fourphase.engine.bundle import GoldenFile
 from fourphase.export.checkpoint import Checkpoint
 from fourphase.export.parity import ParityReport

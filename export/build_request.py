@@ -15,6 +15,7 @@ from fourphase.calibration.policy_file import read_policy
 from fourphase.calibration.qdq import int8_policy
 from fourphase.calibration.thresholds import ALGORITHMS, DEFAULT_ALGORITHM
 from fourphase.calibration.typed import fp16_policy
+from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
 from fourphase.export.golden import GoldenStudies
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import UsageError
@@ -29,7 +30,9 @@ class BuildRequest:
     Attributes:
         precision: "fp32", "fp16" or "int8"; None is the policy's if there is one, else "fp16".
         target: "auto", "tensorrt", "tensorrt-rtx" or "none" (ONNX only).
-        compute_capabilities: for TensorRT for RTX: the GPUs to build for, such as "8.9".
+        engine: how the engine is built.
+        split: build two engines, a trunk for so many slices at a time and a tail; None for one.
+        rebuilds: build the engine so many times and compare the results, where there is a GPU to run them on.
         gru: "auto", "loop" or "unrolled".
         calibration: a calibration set, for int8. evaluation: another one, to judge on.
         algorithm: how int8 thresholds are chosen.
@@ -39,7 +42,9 @@ class BuildRequest:
 
     precision: str | None = None
     target: str = "auto"
-    compute_capabilities: tuple[str, ...] = ()
+    engine: BuildOptions = DEFAULT_OPTIONS
+    split: int | None = None
+    rebuilds: int = 1
     gru: str = "auto"
     calibration: Path | None = None
     evaluation: Path | None = None
@@ -49,6 +54,14 @@ class BuildRequest:
     config: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.engine.dla_core is not None and self.split is None:
+            raise UsageError(
+                "the deep learning accelerator cannot run the GRU (no loops there)",
+                "give --split SLICES as well: the accelerator then takes the trunk alone",
+                key="dla_impossible",
+            )
+        if self.rebuilds < 1:
+            raise UsageError("--rebuilds is below 1", "give 1 or more", key="rebuilds_invalid")
         for name, value, choices in (
             ("precision", self.precision, (None, *PRECISIONS)),
             ("calibration algorithm", self.algorithm, tuple(ALGORITHMS)),

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from fourphase.engine.plan_command import (
+    BatchOption,
+    CapabilityOption,
+    DlaOption,
+    HardwareOption,
+    LevelOption,
+    NoCacheOption,
+    VersionOption,
+    WorkspaceOption,
+    build_options,
+    build_plan_command,
+    engine_line,
+)
 from fourphase.export.calibrate_command import calibrate
-from fourphase.export.ladder_table import precisions_text
 from fourphase.export.search_command import search
+from fourphase.export.triton_command import triton
 from fourphase.runtime.console import be_quiet, note, run_app, say_errors_as_json
 from fourphase.runtime.errors import UsageError
-
-if TYPE_CHECKING:
-    from fourphase.runtime.bundle import Bundle
 
 __all__ = ["app", "main"]
 
@@ -26,9 +36,6 @@ ConfigOption = Annotated[
     Path | None, typer.Option(help="TOML with [network] and [preprocessing]; overrides the file's.")
 ]
 TargetOption = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or none (ONNX only).")]
-CapabilityOption = Annotated[
-    list[str] | None, typer.Option(help="A GPU that a TensorRT for RTX engine is for, such as 8.9. Repeatable.")
-]
 AcceptOption = Annotated[Path | None, typer.Option(help="TOML with other thresholds for the gates.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
@@ -78,6 +85,22 @@ def build_engine(
     ] = None,
     target: TargetOption = "auto",
     compute_capability: CapabilityOption = None,
+    split: Annotated[
+        int | None,
+        typer.Option(
+            metavar="SLICES", help="Two engines: a trunk for so many slices at a time, and a tail. Less memory."
+        ),
+    ] = None,
+    batch: BatchOption = "1,1,2",
+    workspace: WorkspaceOption = 4096,
+    optimization_level: LevelOption = None,
+    hardware_compatibility: HardwareOption = "none",
+    version_compatible: VersionOption = False,
+    dla: DlaOption = None,
+    no_timing_cache: NoCacheOption = False,
+    rebuilds: Annotated[
+        int, typer.Option(help="Build the engine so often and report the spread of results; needs the GPU.")
+    ] = 1,
     calibration: Annotated[
         Path | None, typer.Option(help="Calibration set (fp-export calibrate); int8 needs one.")
     ] = None,
@@ -105,7 +128,18 @@ def build_engine(
     request = BuildRequest(
         precision=precision,
         target=target,
-        compute_capabilities=tuple(compute_capability or ()),
+        engine=build_options(
+            batch=batch,
+            workspace=workspace,
+            level=optimization_level,
+            hardware=hardware_compatibility,
+            version_compatible=version_compatible,
+            dla=dla,
+            capabilities=compute_capability,
+            no_timing_cache=no_timing_cache,
+        ),
+        split=split,
+        rebuilds=rebuilds,
         gru=gru,
         calibration=calibration,
         evaluation=evaluation,
@@ -162,26 +196,44 @@ def verify(
 
 app.command("calibrate")(calibrate)
 app.command("search")(search)
+app.command("build-plan", no_args_is_help=True)(build_plan_command)
+app.command("triton")(triton)
 
 
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
+    plans: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
+    ] = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Show what is in a bundle: configuration, precision per block, engines, hashes, parity.
+    """Show what is in a bundle: configuration, precision per block, engines and which fits here, hashes, parity.
 
     Example: fp-export inspect liver.bundle
     """
     _set_up(json_output, quiet)
     from fourphase.runtime.bundle import load_bundle
+    from fourphase.runtime.plan_choice import PlanPolicy, report_plans
+    from fourphase.runtime.plan_meta import this_machine
 
     content = load_bundle(bundle)
+    machine = this_machine()
+    found = report_plans(content, machine, PlanPolicy(plans))
     if json_output:
-        print(json.dumps(json.loads((bundle / "manifest.json").read_bytes()), indent=1))
-    else:
-        _print_bundle(content)
+        here = {
+            "gpu": machine.gpu.reason,
+            "tensorrt": dict(machine.versions),
+            "plans": [report.to_dict() for report in found],
+        }
+        manifest = json.loads((bundle / "manifest.json").read_bytes())
+        print(json.dumps({**manifest, "this_machine": here}, indent=1))
+        return
+    from fourphase.export.bundle_table import print_bundle, print_plans
+
+    print_bundle(content)
+    print_plans(machine, found)
 
 
 def main() -> None:
@@ -208,60 +260,29 @@ def _print_build(report: dict[str, Any]) -> None:
         )
     print(f"target {report['target']['name']}: {report['target']['reason']}")
     for engine in report["engines"]:
-        print(_engine_line(engine))
+        print(engine_line(engine))
         for warning in engine["warnings"]:
             note(f"  note: {warning}")
+    _print_split(report["split"])
+    checked = report["on_device"]
+    if checked["state"] == "passed":
+        print(
+            f"on this GPU: {len(checked['rebuilds'])} build(s) within the golden outputs' tolerance, logits"
+            f" {checked['logits_spread']:.2g} and latency {checked['latency_spread_ms']:.2f} ms apart"
+        )
+    elif report["engines"]:
+        print(f"not run on a GPU: {checked['reason']}")
 
 
-def _engine_line(engine: dict[str, Any]) -> str:
-    capabilities = ", ".join(engine["compute_capabilities"])
-    return (
-        f"engine {engine['key']}: {engine['precision']}, {engine['flavour']} {engine['version']} for compute"
-        f" capability {capabilities}, {engine['bytes'] / 1e6:.1f} MB, built in {engine['build_seconds']:.1f} s;"
-        " not run on a GPU here"
+def _print_split(split: dict[str, Any] | None) -> None:
+    if split is None:
+        return
+    memory = split["memory"]
+    whole, parts = memory["whole"]["peak_bytes"] / 2**20, memory["split_peak_bytes"] / 2**20
+    print(
+        f"split in chunks of {split['slices']} slices: equal to the whole; activations by model {parts:.0f} MiB,"
+        f" whole {whole:.0f} MiB"
     )
-
-
-def _print_bundle(bundle: Bundle) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    console.print(f"bundle sha256 {bundle.sha256}", markup=False)
-    console.print(f"classes {', '.join(bundle.classes)}; phases {', '.join(bundle.phases)}", markup=False)
-    console.print(f"input float32 (batch, {', '.join(map(str, bundle.input_shape))})", markup=False)
-    console.print(f"network {json.dumps(dict(bundle.network))}", markup=False, soft_wrap=True)
-    console.print(f"preprocessing {bundle.preprocessing.hash}", markup=False)
-    for precision, model in bundle.models.items():
-        console.print(f"model {precision}: {model.file}, {precisions_text(model.blocks)}", markup=False)
-    if bundle.calibration:
-        made = bundle.calibration
-        console.print(
-            f"calibration: {made['studies']} studies, {made['algorithm']}, set {made['hash'][:16]}", markup=False
-        )
-    for engine in bundle.engines:
-        meta = json.loads(bundle.read(engine.meta))
-        capabilities = ", ".join(meta["compute_capabilities"])
-        console.print(f"engine {engine.plan}: {meta['flavour']} {meta['version']} for {capabilities}", markup=False)
-    first, ladder = bundle.parity.get("torch_fp32_to_onnx_fp32"), bundle.parity.get("ladder")
-    if first:
-        console.print(
-            f"parity with PyTorch: worst {first['worst_block']} at {first['worst_relative']:.1e}", markup=False
-        )
-    if ladder:
-        judged = ladder["judged_on"]
-        console.print(
-            f"judged on {judged['studies']} studies ({judged['source']}), against {ladder['baseline']}", markup=False
-        )
-        for precision, verdict in ladder["verdicts"].items():
-            noise = "equal" if verdict["sqnr_db"] is None else f"{verdict['sqnr_db']:.1f} dB"
-            console.print(f"  {precision}: {noise}, {verdict['flips']} flips", markup=False)
-    console.print(f"made with {', '.join(f'{name} {number}' for name, number in bundle.tools.items())}", markup=False)
-    table = Table("file", "bytes", "sha256")
-    for name, record in bundle.files.items():
-        table.add_row(name, f"{record.bytes:,}", record.sha256[:16])
-    console.print(table)
-    console.print("hashes as the manifest has them; fp-export verify checks them")
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ import onnx
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import Policy
-from fourphase.calibration.cache import cache_folder
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
 from fourphase.calibration.cost import block_costs
 from fourphase.calibration.evaluation import evaluate, fp32_session, positives_of
 from fourphase.calibration.gates import DEFAULTS, Acceptance
-from fourphase.calibration.ladder import Baseline, Jury, Rung, climb, precisions_of, require_passed, steps_of
+from fourphase.calibration.ladder import Baseline, Jury, Rung, climb, require_passed, steps_of
 from fourphase.calibration.lowering import Lowering, blocks_of, lowest_precision
 from fourphase.calibration.qdq import quantizable_blocks
 from fourphase.calibration.range_audit import RangeReport, audit_first, overflowing_blocks
@@ -31,14 +30,16 @@ from fourphase.calibration.rounding import rounded_session
 from fourphase.calibration.scales import Scales
 from fourphase.calibration.search import PolicyCache, SearchResult, groups_of, search
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
-from fourphase.engine.builder import BuildOptions, EnginePlan, check_build
+from fourphase.engine.build import EnginePlan, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, contents_of, write_bundle
-from fourphase.export.build import engines_of
+from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
+from fourphase.export.build import engines_of, onnx_model_of
 from fourphase.export.build_report import calibration_record, engine_records, golden_record, ladder_record
 from fourphase.export.build_request import StudySets, choose_jury, halved, load_study_sets
 from fourphase.export.golden import GoldenStudies, golden_file
 from fourphase.export.report_html import report_html
 from fourphase.runtime.bundle import Bundle, load_bundle
+from fourphase.runtime.cache import cache_folder
 from fourphase.runtime.errors import AccuracyGateFailed, ExportRefused
 from fourphase.runtime.flavour import Target, choose_target
 
@@ -54,7 +55,7 @@ class SearchRequest:
     Attributes:
         calibration: a calibration set. evaluation: another one to judge on; None judges on the calibration set.
         limits: what the chosen policy must keep to.
-        target, compute_capabilities: for the engine of the chosen policy, as in a build.
+        target, engine: for the engine of the chosen policy, as in a build.
     """
 
     calibration: Path
@@ -62,7 +63,7 @@ class SearchRequest:
     limits: Acceptance = DEFAULTS["int8"]
     algorithm: str = DEFAULT_ALGORITHM
     target: str = "auto"
-    compute_capabilities: tuple[str, ...] = ()
+    engine: BuildOptions = DEFAULT_OPTIONS
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def search_bundle(path: Path, output: Path, request: SearchRequest) -> SearchOut
         AccuracyGateFailed (28) if nothing may be lowered; the target is then untouched. OutputNotWritable (30).
     """
     check_target(output)
-    target, options = choose_target(request.target), BuildOptions(compute_capabilities=request.compute_capabilities)
+    target, options = choose_target(request.target), request.engine
     if target.name != "none":
         check_build(target.name, options)
     bundle = load_bundle(path)
@@ -92,12 +93,13 @@ def search_bundle(path: Path, output: Path, request: SearchRequest) -> SearchOut
     found = _Found.of(contents.models["fp32"].onnx, sets, choose_jury(sets, golden), request, bundle.classes)
     rungs = found.climb(bundle.classes)
     require_passed(rungs)
-    engines = engines_of(rungs[-1].step, target, options)
+    models = {rung.step.precision: onnx_model_of(rung.step) for rung in rungs[1:]}
+    engines = engines_of(rungs[-1].step.precision, models[rungs[-1].step.precision], target, options)
     fp32 = contents.golden.outputs["fp32"]
     reference = {"logits": fp32.logits, "phase_logits": fp32.phase_logits}
     made = golden_file(golden, reference, [rung.step for rung in rungs[1:]])
     report = _report(contents, found, rungs, sets, target, engines) | {"golden": golden_record(made)}
-    written = write_bundle(output, _contents(contents, found, rungs, made, engines, report))
+    written = write_bundle(output, _contents(contents, found, models, rungs, made, engines, report))
     return SearchOutcome(written, found.result, report)
 
 
@@ -193,19 +195,20 @@ def _report(
         "search": found.result.to_dict(),
         "target": {"name": target.name, "reason": target.reason},
         "engines": engine_records(engines),
+        "split": None,
+        "on_device": {"state": "not run", "reason": "a search runs no engine", "rebuilds": []},
     }
 
 
 def _contents(
     contents: BundleContents,
     found: _Found,
+    models: Mapping[str, OnnxModel],
     rungs: Sequence[Rung],
     golden: GoldenFile,
     engines: tuple[EnginePlan, ...],
     report: Mapping[str, Any],
 ) -> BundleContents:
-    steps = [rung.step for rung in rungs[1:]]
-    models = {step.precision: OnnxModel(step.model.SerializeToString(), precisions_of(step)) for step in steps}
     search_json = (json.dumps(found.result.to_dict(), indent=1, allow_nan=False) + "\n").encode()
     record = ladder_record(rungs, found.jury, baseline="onnx fp32")
     return replace(

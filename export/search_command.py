@@ -42,10 +42,12 @@ def search(
     be_quiet(quiet)
     say_errors_as_json(json_output)
     from fourphase.calibration.gates import Acceptance
+    from fourphase.engine.options import BuildOptions
     from fourphase.export.search_bundle import SearchRequest, search_bundle
 
     limits = Acceptance(min_sqnr_db, max_flips, max_auc_drop)
-    request = SearchRequest(calibration, evaluation, limits, algorithm, target, tuple(compute_capability or ()))
+    options = BuildOptions(compute_capabilities=tuple(compute_capability or ()))
+    request = SearchRequest(calibration, evaluation, limits, algorithm, target, options)
     outcome = search_bundle(bundle, output or bundle, request)
     if json_output:
         print(json.dumps(outcome.result.to_dict(), indent=1))

@@ -75,6 +75,7 @@ def test_the_wheel_holds_the_tree(wheel: Path) -> None:
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if not name.split("/")[0].endswith(".dist-info")}
     tree = {f"fourphase/{path.relative_to(ROOT).as_posix()}" for room in ROOMS for path in modules(room)}
     data = {f"fourphase/{room}/py.typed" for room in ROOMS}
+    data |= {f"fourphase/runtime/{name}" for name in ("sampling_kernel.h", "sampling_kernel.cu")}
     assert packed == tree | data
 
 

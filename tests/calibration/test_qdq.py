@@ -330,12 +330,13 @@ def test_the_default_policy_quantizes_the_exported_networks_stages() -> None:
 @pytest.mark.rtx
 @pytest.mark.parametrize("everything", [False, True], ids=["default policy", "all int8 but the gru"])
 def test_nvidias_builder_takes_it_with_fp16_around(everything: bool) -> None:
-    from fourphase.engine.builder import BuildOptions, build_engine
+    from fourphase.engine.build import build_engine
+    from fourphase.engine.options import BuildOptions, EngineSource
 
     model = onnx.load_from_string(exported_small())
     default = int8_policy(set(node_blocks(model).values()))
     policy = Policy.of({"*": "int8", "gru": "fp32"}) if everything else default
     quantized = typed_model(quantized_model(model, policy, exported_scales(model)), policy)
     options = BuildOptions(compute_capabilities=("8.9",))
-    built = build_engine(quantized.SerializeToString(), "tensorrt-rtx", precision="int8", options=options)
+    built = build_engine(EngineSource(quantized.SerializeToString(), "int8"), "tensorrt-rtx", options)
     assert len(built.plan) > 10_000

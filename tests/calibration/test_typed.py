@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from fourphase.calibration import typed
 from fourphase.calibration.blocks import Policy, node_blocks
 from fourphase.calibration.typed import FP16_EXCEPT, fp16_policy, typed_model
-from fourphase.engine.builder import BuildOptions, build_engine
+from fourphase.engine.build import build_engine
+from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.errors import EngineBuildFailed, ExportRefused, UsageError
 from tests.support.block_graphs import block_graph, block_of, node_making, two_blocks, type_of
@@ -288,7 +289,7 @@ def test_without_a_cast_there_is_no_product_before_the_gru() -> None:
 def build(model: onnx.ModelProto) -> int:
     """Size of the plan that TensorRT for RTX builds."""
     options = BuildOptions(compute_capabilities=("8.9",))
-    return len(build_engine(model.SerializeToString(), "tensorrt-rtx", precision="fp16", options=options).plan)
+    return len(build_engine(EngineSource(model.SerializeToString(), "fp16"), "tensorrt-rtx", options).plan)
 
 
 def unrolled(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ import onnx
 import pytest
 import torch
 
+from fourphase.engine.options import BuildOptions
 from fourphase.export.build import build_bundle
 from fourphase.export.build_request import BuildRequest
 from fourphase.export.checkpoint import load_checkpoint, save_checkpoint
@@ -25,6 +26,11 @@ from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import FourphaseError, ParityFailed, UsageError
 from tests.support.networks import SMALL, random_study
+
+
+def rtx_for(capability: str, **changes: Any) -> BuildRequest:
+    return BuildRequest(target="tensorrt-rtx", engine=BuildOptions(compute_capabilities=(capability,)), **changes)
+
 
 NO_ENGINE = BuildRequest(precision="fp32", target="none")
 
@@ -205,7 +211,11 @@ def test_inspect_prints_what_the_manifest_holds(bundle_path: Path) -> None:
 def test_a_wrong_compute_capability_costs_no_export(checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="needs the extra [rtx]", exc_type=ImportError)
     with pytest.raises(UsageError, match="9"):
-        build_bundle(checkpoint, tmp_path / "b", BuildRequest(target="tensorrt-rtx", compute_capabilities=("99.9",)))
+        build_bundle(
+            checkpoint,
+            tmp_path / "b",
+            BuildRequest(target="tensorrt-rtx", engine=BuildOptions(compute_capabilities=("99.9",))),
+        )
 
 
 def _engine_of(bundle: Path) -> dict[str, Any]:
@@ -221,7 +231,8 @@ def test_a_real_plan_is_built_without_a_gpu(checkpoint: Path, tmp_path: Path) ->
         "build-engine", checkpoint, "-o", target, "--target", "tensorrt-rtx", "--compute-capability", "8.9"
     )
     assert outcome.returncode == 0, outcome.stderr
-    assert "not run on a GPU here" in outcome.stdout
+    assert "not run on a GPU: " in outcome.stdout
+    assert "not audited: there is no GPU here" in outcome.stdout
     meta = _engine_of(target)
     assert meta["flavour"] == "tensorrt-rtx"
     assert meta["compute_capabilities"] == ["8.9"]
@@ -234,7 +245,7 @@ def test_the_full_size_network_becomes_a_bundle_with_a_plan(tmp_path: Path) -> N
     torch.manual_seed(0)
     path = tmp_path / "full.safetensors"
     save_checkpoint(path, FourPhaseNet(NetworkConfig()), PreprocessingConfig())
-    request = BuildRequest(target="tensorrt-rtx", compute_capabilities=("8.9",))
+    request = BuildRequest(target="tensorrt-rtx", engine=BuildOptions(compute_capabilities=("8.9",)))
     result = build_bundle(path, tmp_path / "full.bundle", request)
     assert result.report["parameters"] == 52_040_506
     assert _engine_of(tmp_path / "full.bundle")["profile"]["study"]["opt"] == [1, 4, 64, 3, 128, 128]

@@ -15,7 +15,8 @@ from fourphase.calibration.lowering import blocks_of, lowered_model
 from fourphase.calibration.qdq import int8_policy, quantizable_values
 from fourphase.calibration.scales import Scales
 from fourphase.calibration.typed import fp16_policy
-from fourphase.engine.builder import BuildOptions, build_engine
+from fourphase.engine.build import build_engine
+from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import GRU_FORMS
@@ -50,7 +51,7 @@ def lowered(model: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 def built(model: onnx.ModelProto, precision: str) -> int:
     """The size of the plan in bytes."""
     plan = build_engine(
-        model.SerializeToString(), "tensorrt-rtx", precision=precision, options=OPTIONS, blocks=node_blocks(model)
+        EngineSource(model.SerializeToString(), precision, blocks=node_blocks(model)), "tensorrt-rtx", OPTIONS
     )
     return len(plan.plan)
 
@@ -67,10 +68,10 @@ def test_turing_takes_a_network_without_products_in_fp32_and_no_other() -> None:
     scales = Scales(dict.fromkeys(quantizable_values(loop), 0.0625), "minmax", "", "", {})
     for gru, rules in itertools.product(GRU_FORMS, ({"*": "fp16"}, {"*": "fp16", "stage": "int8"})):
         model = lowered_model(in_form(loop, gru), Policy.of(rules), scales)
-        plan = build_engine(model.SerializeToString(), "tensorrt-rtx", precision="fp16", options=turing)
+        plan = build_engine(EngineSource(model.SerializeToString(), "fp16"), "tensorrt-rtx", turing)
         assert len(plan.plan) > 100_000
     with pytest.raises(EngineBuildFailed, match="Turing"):
-        build_engine(lowered(loop, "fp16").SerializeToString(), "tensorrt-rtx", precision="fp16", options=turing)
+        build_engine(EngineSource(lowered(loop, "fp16").SerializeToString(), "fp16"), "tensorrt-rtx", turing)
 
 
 @pytest.mark.slow

@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from fourphase.calibration.blocks import Policy, node_blocks
-from fourphase.calibration.cache import CACHE_VARIABLE
 from fourphase.calibration.gates import Acceptance
 from fourphase.calibration.rounding import rounding_session
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
@@ -29,6 +28,7 @@ from fourphase.export.search_bundle import SearchRequest, search_bundle
 from fourphase.export.verify import verify_bundle
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import load_bundle
+from fourphase.runtime.cache import CACHE_VARIABLE
 from fourphase.runtime.errors import AccuracyGateFailed, FourphaseError, ParityFailed, UsageError
 from fourphase.runtime.selfcheck import self_check
 from tests.support.networks import SMALL, exported_once, small_network
