@@ -8,7 +8,7 @@
  * Positions are 64-bit fixed point, 1/2^32 of a voxel or of a millimetre: floats would put a sample near the volume's
  * surface on its wrong side, and most GPUs compute doubles at a small fraction of the rate of integers.
  *
- * It reads what the plan says and checks nothing: gpu_preprocess.py writes the plan. */
+ * It reads what the plan says and checks nothing: kernel_plan.py writes the plan. */
 #ifndef FOURPHASE_SAMPLING_KERNEL_H
 #define FOURPHASE_SAMPLING_KERNEL_H
 

@@ -55,111 +55,6 @@ class EngineParts:
     max_batch: int
 
 
-class _Machine:
-    """What both forms of the model share: streams, the outputs of the runs in flight, and the work that was bound."""
-
-    def __init__(self, gpu: Gpu, held: Resources, max_batch: int, use_graph: bool) -> None:
-        self.gpu, self.held, self.max_batch = gpu, held, max_batch
-        self.computing, self.copies = gpu.new_stream(), gpu.new_stream()
-        self.works: dict[tuple[object, ...], Repeated] = {}
-        self._outgoing: list[Outgoing] = []
-        self._no_graph = None if use_graph else "not asked for"
-
-    def staging(self, shape: tuple[int, ...]) -> Staging:
-        return self.held.add(Staging(self.gpu, shape, self.copies, self.computing))
-
-    def run(self, key: tuple[object, ...], session: TrtSession, batch: int, addresses: Mapping[str, int]) -> None:
-        """Enqueues the engine on these addresses, which must be the same for the same key."""
-        if key not in self.works:
-            work = session.bind(batch, addresses)
-            sizes = {name: batch * math.prod(it.sizes) * it.dtype.itemsize for name, it in session.outputs.items()}
-            outputs = [(addresses[name], nbytes) for name, nbytes in sizes.items()]
-            self.works[key] = self.held.add(Repeated(self.gpu, self.computing, work, outputs, self._no_graph))
-        self.works[key].run()
-
-    def finish(self, session: TrtSession, batch: int, index: int, source: int) -> Outgoing:
-        """Enqueues the engine that gives the outputs, and their way home. `source`: the address of its input."""
-        while len(self._outgoing) <= index:
-            tensors = {name: ((self.max_batch, *it.sizes), it.dtype) for name, it in session.outputs.items()}
-            self._outgoing.append(self.held.add(Outgoing(self.gpu, tensors, self.computing)))
-        outgoing, (name,) = self._outgoing[index], session.inputs
-        outgoing.clear()
-        self.run(("last", batch, index), session, batch, {name: source, **outgoing.addresses})
-        outgoing.send(batch)
-        return outgoing
-
-
-class _Model(Protocol):
-    def start(self, studies: Floats, index: int) -> Outgoing:
-        """Enqueues everything for (n, P, T, C, H, W) studies; `index`: which of the runs in flight this is."""
-        ...
-
-
-class _Whole:
-    """One engine from the studies to the outputs."""
-
-    def __init__(self, machine: _Machine, session: TrtSession) -> None:
-        self._machine, self._session = machine, session
-        self._staged: list[Staging] = []
-
-    def start(self, studies: Floats, index: int) -> Outgoing:
-        machine = self._machine
-        while len(self._staged) <= index:
-            self._staged.append(machine.staging((machine.max_batch, *studies.shape[1:])))
-        staged = self._staged[index]
-        staged.put(studies)
-        outgoing = machine.finish(self._session, len(studies), index, staged.buffer.pointer)
-        staged.release()
-        return outgoing
-
-
-class _Split:
-    """The trunk over chunks of slices, the tail over the features of all of them."""
-
-    def __init__(self, machine: _Machine, trunk: TrtSession, tail: TrtSession) -> None:
-        self._machine, self._trunk, self._tail = machine, trunk, tail
-        study, features = trunk.inputs["study"], tail.inputs["features"]
-        self._phases, self._slices = study.sizes[:2]
-        self._chunks = features.sizes[1] // self._slices
-        # Contiguous in the chunk and, per phase, in the whole.
-        self._run_bytes = self._slices * features.sizes[2] * features.dtype.itemsize
-        self._study_bytes = self._phases * self._chunks * self._run_bytes
-        self._staged = [machine.staging((1, *study.sizes)) for _ in range(_DEPTH)]
-        self._chunk = machine.held.add(DeviceMemory(machine.gpu, self._phases * self._run_bytes))
-        self._features = machine.held.add(DeviceMemory(machine.gpu, machine.max_batch * self._study_bytes))
-
-    def start(self, studies: Floats, index: int) -> Outgoing:
-        machine = self._machine
-        poison(machine.gpu, self._features.pointer, self._features.nbytes, machine.computing)
-        for number in range(len(studies) * self._chunks):
-            study, chunk = divmod(number, self._chunks)
-            first = chunk * self._slices
-            self._run_trunk(studies[study : study + 1, :, first : first + self._slices], number % _DEPTH)
-            self._collect(self._features.pointer + study * self._study_bytes + chunk * self._run_bytes)
-        return machine.finish(self._tail, len(studies), index, self._features.pointer)
-
-    def _run_trunk(self, values: Floats, index: int) -> None:
-        staged = self._staged[index]
-        staged.put(values)
-        poison(self._machine.gpu, self._chunk.pointer, self._chunk.nbytes, self._machine.computing)
-        addresses = {"study": staged.buffer.pointer, "features": self._chunk.pointer}
-        self._machine.run(("trunk", index), self._trunk, 1, addresses)
-        staged.release()
-
-    def _collect(self, target: int) -> None:
-        """Copies a chunk's features (P, S, F) to its slices of (P, T, F).
-
-        One plain copy per phase: CUDA lets a copy with pitches between device addresses fail unless it allocated them.
-        """
-        for phase in range(self._phases):
-            self._machine.gpu.driver.memcpy_dtod_async(
-                target + phase * self._chunks * self._run_bytes,
-                self._chunk.pointer + phase * self._run_bytes,
-                self._run_bytes,
-                self._machine.computing,
-            )
-
-
 class TensorRTBackend:
     """Loaded engines; for one caller at a time, from any thread. A context manager that closes itself.
 
@@ -168,7 +63,7 @@ class TensorRTBackend:
         input_shape: (P, T, C, H, W) of one study. max_batch: above it, studies are run in several runs.
     """
 
-    def __init__(self, parts: EngineParts, input_shape: tuple[int, ...], machine: _Machine, model: _Model) -> None:
+    def __init__(self, parts: EngineParts, input_shape: tuple[int, ...], machine: Machine, model: Model) -> None:
         self.name, self.precision, self.max_batch = parts.flavour, parts.precision, parts.max_batch
         self.input_shape = input_shape
         self._machine, self._model = machine, model
@@ -283,7 +178,7 @@ def load_engine_backend(parts: EngineParts, bundle: Bundle, *, use_graph: bool =
     held = Resources(gpu)
     try:
         with gpu.current():
-            machine = _Machine(gpu, held, parts.max_batch, use_graph)
+            machine = Machine(gpu, held, parts.max_batch, use_graph)
             model = _load_model(machine, flavour, parts, bundle)
             _warm_up(model, bundle.input_shape)
     except BaseException:
@@ -304,13 +199,13 @@ def _check_parts(parts: EngineParts, bundle: Bundle) -> None:
         )
 
 
-def _warm_up(model: _Model, input_shape: tuple[int, ...]) -> None:
+def _warm_up(model: Model, input_shape: tuple[int, ...]) -> None:
     """One study of noise, its outputs unused: kernels are loaded, and whether a graph can be had is known."""
     noise = np.random.default_rng(0).standard_normal(4093, np.float32)  # a prime: no two rows are the same
     model.start(np.resize(noise, (1, *input_shape)), 0).wait(1)
 
 
-def _load_model(machine: _Machine, flavour: Flavour, parts: EngineParts, bundle: Bundle) -> _Model:
+def _load_model(machine: Machine, flavour: Flavour, parts: EngineParts, bundle: Bundle) -> Model:
     phases, slices, *pixels = bundle.input_shape
     classes = len(bundle.classes)
     outputs = (
@@ -324,10 +219,10 @@ def _load_model(machine: _Machine, flavour: Flavour, parts: EngineParts, bundle:
         return machine.held.add(session)
 
     if parts.slices is None:
-        return _Whole(machine, load("whole", EngineTensor("study", bundle.input_shape), outputs, parts.max_batch))
+        return Whole(machine, load("whole", EngineTensor("study", bundle.input_shape), outputs, parts.max_batch))
     chunk = (phases, parts.slices)
     features = EngineTensor("features", (*chunk, None), _HALF_TOO)
     trunk = load("trunk", EngineTensor("study", (*chunk, *pixels)), (features,), 1)
     found = trunk.outputs["features"]
     taken = EngineTensor("features", (phases, slices, found.sizes[2]), found.types)
-    return _Split(machine, trunk, load("tail", taken, outputs, parts.max_batch))
+    return Split(machine, trunk, load("tail", taken, outputs, parts.max_batch))

@@ -40,7 +40,7 @@ def test_every_exit_code_is_in_the_table() -> None:
     }
     table = README.split("### When something is wrong")[1].split("##")[0]
     named = {int(number) for number in re.findall(r"\b(\d{1,3})\b", table)}
-    assert codes - {28, 29, 31} <= named
+    assert codes - {28, 29} <= named
 
 
 def test_the_configuration_in_the_readme_is_read(tmp_path: Path) -> None:

@@ -26,7 +26,8 @@ from fourphase.runtime.errors import EngineBuildFailed
 from tests.support.networks import exported_once, exported_small
 
 PRECISIONS = ("fp32", "fp16", "int8")
-OPTIONS = BuildOptions(compute_capabilities=("8.9",))
+#: Ampere, Ada and Blackwell in one plan; Turing has a test of its own.
+OPTIONS = BuildOptions(compute_capabilities=("8.0", "8.6", "8.9", "12.0"))
 
 pytestmark = pytest.mark.rtx
 

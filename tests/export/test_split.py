@@ -129,7 +129,8 @@ def test_chunks_and_tail_equal_the_whole(network: FourPhaseNet, policy: str, sli
     whole, studies = whole_graph(network, policy), random_study(2, seed=5)
     parts = split_model(network, SMALL, whole, slices)
     parity = require_equal(parts, whole, studies)
-    assert [row.block for row in parity.rows] == ["features", "logits", "phase_logits"]
+    assert [row.block for row in parity.rows] == ["independence", "features", "logits", "phase_logits"]
+    assert parity.rows[0].allowed == parity.rows[0].max_abs == 0.0
     assert parity.method == ("onnxruntime" if policy == "fp32" else "literal")
     # The same by other means: the literal evaluation of the whole, and the split form once more.
     outputs, run = run_split(parts, studies), literal_session(whole)
@@ -250,7 +251,12 @@ def test_chunks_that_do_not_fill_a_study_are_refused(network: FourPhaseNet, slic
     assert (caught.value.code, caught.value.key, caught.value.hint) == (2, "split_slices", "choose one of 1, 2, 4, 8")
 
 
-def _reweighted(model: onnx.ModelProto) -> None:
+def _first(model: onnx.ModelProto, op_type: str) -> onnx.NodeProto:
+    node: onnx.NodeProto = next(node for node in model.graph.node if node.op_type == op_type)
+    return node
+
+
+def _other_weight(model: onnx.ModelProto) -> None:
     tensor = next(entry for entry in model.graph.initializer if entry.name.endswith("stages.3.0.conv1.weight"))
     array = onnx.numpy_helper.to_array(tensor).copy()
     array.flat[0] += 1e-3
@@ -258,28 +264,58 @@ def _reweighted(model: onnx.ModelProto) -> None:
 
 
 def _other_operator(model: onnx.ModelProto) -> None:
-    node = next(entry for entry in model.graph.node if entry.op_type == "Sigmoid")
-    node.op_type = "Tanh"
+    _first(model, "Sigmoid").op_type = "Tanh"
 
 
 def _other_attribute(model: onnx.ModelProto) -> None:
-    node = next(entry for entry in model.graph.node if entry.op_type == "Concat" and "gate1" in str(entry))
+    next(entry for entry in _first(model, "MaxPool").attribute if entry.name == "pads").ints[:] = [0, 0, 2, 2]
+
+
+def _other_source(model: onnx.ModelProto) -> None:
+    """Mean and maximum of a gate are swapped."""
+    node = _first(model, "Concat")
     node.input[0], node.input[1] = node.input[1], node.input[0]
 
 
-def _missing_node(model: onnx.ModelProto) -> None:
-    """The last Relu of a stage goes."""
-    relu = next(entry for entry in model.graph.node if "stage3/NC" in entry.output)
-    relu.op_type = "Identity"
+def _other_block(model: onnx.ModelProto) -> None:
+    _first(model, "MaxPool").metadata_props[0].value = "stem/PV"
 
 
-@pytest.mark.parametrize("doctor", [_reweighted, _other_operator, _other_attribute, _missing_node])
-def test_a_graph_that_is_not_this_networks_is_refused(network: FourPhaseNet, doctor: Any) -> None:
+@pytest.mark.parametrize(
+    ("doctor", "how"),
+    [
+        (_other_weight, "of block stage3/NC, its input 1 has another weight"),
+        (_other_operator, "it is Tanh here and Sigmoid there"),
+        (_other_attribute, "of block stem/NC, MaxPool differs"),
+        (_other_source, "its input 0 comes from elsewhere"),
+        (_other_block, "MaxPool differs"),
+    ],
+)
+def test_a_graph_that_is_not_this_networks_is_refused(network: FourPhaseNet, doctor: Any, how: str) -> None:
     whole = whole_graph(network, "fp32")
     doctor(whole)
-    with pytest.raises(ParityFailed, match="another graph: at node") as caught:
+    with pytest.raises(ParityFailed, match=f"another graph: at node .*{how}") as caught:
         split_model(network, SMALL, whole, 4)
     assert (caught.value.code, caught.value.key) == (27, "split_nodes")
+
+
+@pytest.mark.parametrize(("mean_of", "largest_of", "cut"), [("full", "full", "full"), ("full", "joined", "joined")])
+def test_the_cut_is_the_last_value_that_holds_all_features(mean_of: str, largest_of: str, cut: str) -> None:
+    """FP16 features that are read as FP32 only leave the trunk as FP32; read as both, they leave it as FP16."""
+    text = f"""<ir_version: 10, opset_import: ["" : 20]>
+parts (float[B, 2, 4, 3] study) => (float[B, 2, 3] logits)
+<int64[1] slices = {{2}}>
+{{
+  half = Cast<to = 10>(study)
+  joined = Relu(half)
+  full = Cast<to = 1>(joined)
+  mean = ReduceMean<keepdims = 0>({mean_of}, slices)
+  largest = ReduceMax<keepdims = 0>({largest_of}, slices)
+  again = Cast<to = 1>(largest)
+  logits = Add(mean, again)
+}}"""
+    model = onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text), strict_mode=True)
+    assert split._cut(ir.serde.deserialize_model(model).graph, (2, 4, 3)).name == cut
 
 
 def test_a_graph_whose_images_go_past_the_features_is_refused(network: FourPhaseNet) -> None:
@@ -301,42 +337,42 @@ class BatchCentred(torch.nn.Module):
         return y - self.share * y.mean(dim=0, keepdim=True)
 
 
-def test_a_trunk_that_mixes_slices_is_found() -> None:
+@pytest.mark.parametrize("policy", ["fp32", "all int8"])
+def test_a_trunk_that_mixes_slices_is_found_in_any_precision(policy: str) -> None:
     network = small_network(seed=3, phases=PAIR, ipm_stages=())
     trunk = network.trunks["PV"]
     assert isinstance(trunk.stages, torch.nn.ModuleDict)
     trunk.stages["2"] = BatchCentred(trunk.stages["2"], 0.02)
-    whole, studies = exported_once(network, SMALL), random_study(1, 2, seed=9)
+    whole, studies = whole_graph(network, policy), random_study(1, 2, seed=9)
     require_equal(split_model(network, SMALL, whole, SLICES), whole, studies)
-    with pytest.raises(ParityFailed, match=r"chunks of 4 slices .* features is off by") as caught:
+    with pytest.raises(ParityFailed, match=r"chunks of 4 slices .* looks from one chunk to another") as caught:
         require_equal(split_model(network, SMALL, whole, 4), whole, studies)
     assert (caught.value.code, caught.value.key) == (27, "split_differs")
-    assert [row["block"] for row in caught.value.table] == ["features", "logits", "phase_logits"]
+    found = {row["block"] for row in caught.value.table}
+    # In int8 so little hides behind the codes' steps: only the test for independence sees it for sure.
+    assert found >= ({"independence", "features", "logits"} if policy == "fp32" else {"independence"})
 
 
-def test_a_wrong_tail_and_swapped_chunks_are_found(network: FourPhaseNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_tail_and_a_wrong_trunk_are_found(network: FourPhaseNet) -> None:
     whole, studies = whole_graph(network, "fp32"), random_study(1, seed=10)
     parts = split_model(network, SMALL, whole, 4)
-    tail = onnx.ModelProto()
-    tail.CopyFrom(parts.tail)
-    bias = next(entry for entry in tail.graph.initializer if entry.name == "network.spm.head.bias")
-    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), bias.name))
-    with pytest.raises(ParityFailed, match=r"logits is off by 0\.007"):
-        require_equal(replace(parts, tail=tail), whole, studies)
-    backwards = split._one_by_one
-    monkeypatch.setattr(split, "_one_by_one", lambda run, given, text: backwards(run, given[:, :, ::-1], text))
-    require_equal(parts, whole, studies)  # both forms see the same reversed study
-    monkeypatch.undo()
-    found = run_split(parts, np.ascontiguousarray(studies[:, :, [4, 5, 6, 7, 0, 1, 2, 3]]))
-    reference = run_split(parts, studies)["features"][:, :, [4, 5, 6, 7, 0, 1, 2, 3]]
-    np.testing.assert_array_equal(found["features"], reference)
+    for part, name, match in (
+        ("tail", "network.spm.head.bias", r"logits is off by 0\.007"),
+        ("trunk", "network.trunks.DL.stem.0.weight_bias", "features is off by"),
+    ):
+        doctored = onnx.ModelProto()
+        doctored.CopyFrom(parts.tail if part == "tail" else parts.trunk)
+        bias = next(entry for entry in doctored.graph.initializer if entry.name == name)
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + np.float32(0.01), name))
+        with pytest.raises(ParityFailed, match=match):
+            require_equal(replace(parts, **{part: doctored}), whole, studies)
 
 
 def test_what_was_measured_is_json(network: FourPhaseNet) -> None:
     whole = whole_graph(network, "fp32")
     found = require_equal(split_model(network, SMALL, whole, 4), whole, random_study()).to_dict()
     assert json.loads(json.dumps(found)) == {**found, "rows": [dict(row) for row in found["rows"]]}
-    assert (found["slices"], found["studies"], found["rows"][1]["allowed"]) == (4, 1, FP32_RTOL)
+    assert (found["slices"], found["studies"], found["rows"][2]["allowed"]) == (4, 1, FP32_RTOL)
 
 
 def test_memory_is_bounded_by_the_chunk(network: FourPhaseNet) -> None:

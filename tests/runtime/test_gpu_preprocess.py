@@ -1,12 +1,9 @@
-"""Packing, compiling and launching, with a stand-in of pycuda that runs the host build, late, as a device would."""
+"""Launching, with a stand-in of pycuda that runs the host build, late, as a device would."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,23 +16,16 @@ from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.cuda import probe
 from fourphase.runtime.cuda_buffers import DeviceMemory, poison
 from fourphase.runtime.cuda_context import Gpu, open_gpu
-from fourphase.runtime.errors import EnvironmentFault, GeometryRefused, GPUUnavailable
+from fourphase.runtime.errors import GPUUnavailable
 from fourphase.runtime.geometry import Region
-from fourphase.runtime.gpu_preprocess import (
-    BLOCK,
-    HEADER,
-    GpuPreprocessor,
-    KernelModule,
-    KernelPlan,
-    compile_module,
-    kernel_name,
-)
+from fourphase.runtime.gpu_preprocess import GpuPreprocessor
+from fourphase.runtime.kernel_module import KernelModule, compile_module
+from fourphase.runtime.kernel_plan import KernelPlan
 from fourphase.runtime.preprocess import normalized, plan_sampling
 from tests.support.host_kernel import COMPILER, host_kernel
 from tests.support.volumes import grid, noise_volume
 
 needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no g++")
-needs_nvcc = pytest.mark.skipif(gpu_preprocess._nvcc() is None, reason="there is no nvcc")
 
 CONFIG = dataclasses.replace(PreprocessingConfig(), size=(5, 9, 33))
 SHAPE = (9, 12, 14)
@@ -53,191 +43,6 @@ def phase(seed: int, *, tilted: bool = False, region: Region = REGION) -> tuple[
     volume = np.rint(noise_volume(SHAPE, seed)).astype(np.int16)
     voxels = np.ascontiguousarray(volume[part.slices, part.rows, part.columns])
     return KernelPlan.of(sampling, CONFIG), voxels, normalized(sampling.resample(voxels), CONFIG)
-
-
-# ---- the plan
-
-
-def test_the_header_says_what_the_plan_is() -> None:
-    plan, voxels, _ = phase(0)
-    header = plan.data[: HEADER.itemsize].view(HEADER)[0]
-    assert tuple(header["size"]) == plan.size == CONFIG.size
-    assert header["channels"] == plan.channels == 3
-    assert tuple(header["window"]) == voxels.shape == plan.window.shape
-    assert tuple(header["stride"]) == (voxels.shape[1] * voxels.shape[2], voxels.shape[2], 1)
-    assert header["background_hu"] == -1024
-    assert not plan.general
-    assert plan.data.size % 8 == 0
-    assert plan.output_bytes(half=True) == 5 * 3 * 9 * 33 * 2
-    assert plan.grid == (2, 2, 5)
-    assert BLOCK[0] * BLOCK[1] * BLOCK[2] == 256  # the kernels' __launch_bounds__
-
-
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_the_tables_are_the_matrices(axis: int) -> None:
-    sampling = plan_sampling(GRID, REGION, CONFIG)
-    plan = KernelPlan.of(sampling, CONFIG)
-    header = plan.data[: HEADER.itemsize].view(HEADER)[0]
-    matrix = sampling.matrices[axis].toarray()
-    taps, cells = int(header["taps"][axis]), plan.size[axis] * int(header["taps"][axis])
-    index = np.frombuffer(plan.data, np.int32, cells, header["index_at"][axis]).reshape(-1, taps)
-    weight = np.frombuffer(plan.data, np.float32, cells, header["weight_at"][axis]).reshape(-1, taps)
-    dense = np.zeros_like(matrix)
-    np.add.at(dense, (np.arange(len(matrix))[:, None], index), weight)
-    np.testing.assert_array_equal(dense, matrix)
-    assert taps == np.count_nonzero(matrix, axis=1).max() <= 4
-
-
-def test_tables_do_not_overlap_and_are_aligned() -> None:
-    for plan, *_ in (phase(0), phase(0, tilted=True)):
-        header = plan.data[: HEADER.itemsize].view(HEADER)[0]
-        names = [name for name in HEADER.fields or () if name.endswith("_at")]
-        places = np.concatenate([np.atleast_1d(header[name]) for name in names])
-        used = places[places > 0]
-        assert len(used) == (7 if not plan.general else 13)
-        assert len(set(used.tolist())) == len(used)
-        assert (used % 8 == 0).all()
-        assert used.min() >= HEADER.itemsize
-        assert used.max() < plan.data.size
-
-
-def test_positions_too_far_for_fixed_point_are_refused() -> None:
-    far = dataclasses.replace(TILTED, positions=TILTED.positions + 2.0**21)
-    with pytest.raises(GeometryRefused, match="kilometre") as caught:
-        KernelPlan.of(plan_sampling(far, REGION, CONFIG), CONFIG)
-    assert caught.value.code == 14
-
-
-# ---- the compiled module
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / "cache"
-    monkeypatch.setenv("FOURPHASE_CACHE", str(folder))
-    return folder / "kernels"
-
-
-@needs_nvcc
-def test_nvcc_compiles_once_per_gpu(cache: Path) -> None:
-    first, again = compile_module("8.9"), compile_module("8.9")
-    assert first.cubin[:4] == b"\x7fELF"
-    assert (first.compiler, first.cached, again.cached) == ("nvcc", False, True)
-    assert (again.cubin, again.compiler) == (first.cubin, "nvcc")
-    assert compile_module("8.7").cubin != first.cubin
-    assert len(list(cache.glob("*.cubin"))) == 2
-    for general, half in itertools.product((False, True), repeat=2):
-        assert kernel_name(general=general, half=half).encode() in first.cubin
-
-
-@pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The architectures compiled for, by a stand-in compiler."""
-    seen: list[str] = []
-
-    def compiled(architecture: str, texts: list[bytes]) -> tuple[str, bytes]:
-        seen.append(architecture)
-        return "nvcc", b"\x7fELF" + architecture.encode()
-
-    monkeypatch.setattr(gpu_preprocess, "_compiled", compiled)
-    return seen
-
-
-def test_a_damaged_cache_entry_is_made_again(cache: Path, compilations: list[str]) -> None:
-    good = compile_module("8.9").cubin
-    (entry,) = cache.glob("*.cubin")
-    whole = entry.read_bytes()
-    for damaged in (whole[:-1], whole[:-1] + b"?", b"", b"{}\n" + good, b"[]\n", b"\xff\xfe"):
-        entry.write_bytes(damaged)
-        made = compile_module("8.9")
-        assert (made.cubin, made.cached) == (good, False)
-        assert entry.read_bytes() == whole
-    assert compile_module("8.9").cached
-    assert compilations == ["sm_89"] * 7
-
-
-@pytest.mark.usefixtures("cache")
-def test_other_sources_flags_or_gpus_are_other_entries(
-    compilations: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    compile_module("8.9")
-    compile_module("11.0")
-    monkeypatch.setattr(gpu_preprocess, "FLAGS", ("--fmad=true",))
-    compile_module("8.9")
-    for name in gpu_preprocess._SOURCES:
-        (tmp_path / name).write_bytes(b"other")
-    monkeypatch.setattr(gpu_preprocess, "__file__", str(tmp_path / "gpu_preprocess.py"))
-    compile_module("8.9")
-    assert compilations == ["sm_89", "sm_110", "sm_89", "sm_89"]
-
-
-def test_a_cache_that_cannot_be_written_costs_time_only(
-    compilations: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    monkeypatch.setenv("FOURPHASE_CACHE", str(tmp_path / "file"))
-    assert not compile_module("8.9").cached
-    assert not compile_module("8.9").cached
-    assert compilations == ["sm_89"] * 2
-
-
-def fake_nvrtc(result: str = "NVRTC_SUCCESS") -> Any:
-    """cuda.bindings.nvrtc as far as it is used; compiling ends with `result`."""
-    module: Any = ModuleType("cuda.bindings.nvrtc")
-    codes = {name: SimpleNamespace(name=name) for name in ("NVRTC_SUCCESS", result)}
-    success = codes["NVRTC_SUCCESS"]
-    module.nvrtcResult = SimpleNamespace(NVRTC_SUCCESS=success)
-    module.nvrtcVersion = lambda: (success, 13, 0)
-    module.nvrtcCreateProgram = lambda source, name, count, headers, names: (success, (source, name, headers, names))
-    module.nvrtcCompileProgram = lambda program, count, options: (codes[result],)
-    module.nvrtcGetCUBINSize = lambda program: (success, 4)
-    module.nvrtcGetCUBIN = lambda program, cubin: (success,)
-    module.nvrtcDestroyProgram = lambda program: (success,)
-    return module
-
-
-def broken_nvcc(folder: Path) -> str:
-    path = folder / "nvcc"
-    path.write_text(
-        "#!/bin/sh\necho 'nvcc warning : old' >&2\necho \"nvcc fatal : Value 'sm_110' unknown\" >&2\nexit 1\n"
-    )
-    path.chmod(0o755)
-    return str(path)
-
-
-@pytest.mark.usefixtures("cache")
-def test_nvrtc_takes_over_and_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", fake_nvrtc())
-    monkeypatch.setattr(gpu_preprocess, "_nvcc", lambda: broken_nvcc(tmp_path))
-    module = compile_module("11.0")
-    assert module.compiler == "NVRTC 13.0 (nvcc says: nvcc fatal : Value 'sm_110' unknown)"
-    monkeypatch.setattr(gpu_preprocess, "_nvcc", lambda: None)
-    assert compile_module("9.0").compiler == "NVRTC 13.0 (nvcc is not installed)"
-
-
-@pytest.mark.usefixtures("cache")
-def test_no_compiler_is_an_error_with_both_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_preprocess, "_nvcc", lambda: None)
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", None)
-    with pytest.raises(EnvironmentFault, match="nvcc is not installed; NVRTC is not installed") as caught:
-        compile_module("8.9")
-    assert (caught.value.code, caught.value.key) == (24, "kernel_not_compiled")
-    assert "install nvcc" in caught.value.hint
-    monkeypatch.setitem(sys.modules, "cuda.bindings.nvrtc", fake_nvrtc("NVRTC_ERROR_INVALID_OPTION"))
-    with pytest.raises(EnvironmentFault, match="NVRTC says: NVRTC_ERROR_INVALID_OPTION"):
-        compile_module("8.9")
-
-
-def test_nvrtc_compiles_for_every_target() -> None:
-    pytest.importorskip("cuda.bindings.nvrtc")
-    texts = [Path(gpu_preprocess.__file__).with_name(name).read_bytes() for name in gpu_preprocess._SOURCES]
-    for architecture in ("sm_87", "sm_89", "sm_90"):
-        try:
-            name, cubin = gpu_preprocess._by_nvrtc(architecture, texts)
-        except gpu_preprocess._CannotCompile as error:
-            pytest.skip(str(error))
-        assert name.startswith("NVRTC ")
-        assert cubin[:4] == b"\x7fELF"
 
 
 # ---- the launches: names and signatures are those of pycuda.driver 2026.1

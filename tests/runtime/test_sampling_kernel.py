@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fourphase.runtime import gpu_preprocess
+from fourphase.runtime import kernel_module
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.geometry import Region, SeriesGeometry
-from fourphase.runtime.gpu_preprocess import FLAGS, HEADER, KernelPlan, kernel_name
+from fourphase.runtime.kernel_module import FLAGS, kernel_name
+from fourphase.runtime.kernel_plan import HEADER, KernelPlan
 from fourphase.runtime.preprocess import normalized, plan_sampling
 from tests.support.host_kernel import COMPILER, case_file, host_kernel, sanitized_program
 from tests.support.volumes import ORIENTATIONS, grid, noise_volume, resampled, resized, turned
@@ -31,7 +32,7 @@ SMALL = dataclasses.replace(CONFIG, size=(9, 11, 13))
 SHAPE = (9, 12, 14)
 #: The contract allows 0.5. Both compute in float32 over 4096 HU; measured: 0 separable, 1e-3 general.
 TOLERANCE_HU = 0.01
-HEADER_FILE = Path(gpu_preprocess.__file__).with_name("sampling_kernel.h")
+HEADER_FILE = Path(kernel_module.__file__).with_name("sampling_kernel.h")
 DEVICE_FILE = HEADER_FILE.with_suffix(".cu")
 NVCC = shutil.which("nvcc")
 OBLIQUE = turned(0.3, -0.2, 0.1)

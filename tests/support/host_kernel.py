@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime import gpu_preprocess
-from fourphase.runtime.gpu_preprocess import BLOCK, KernelPlan
+from fourphase.runtime import kernel_module
+from fourphase.runtime.kernel_plan import BLOCK, KernelPlan
 
 __all__ = ["COMPILER", "FUSED", "HostKernel", "case_file", "host_kernel", "sanitized_program"]
 
@@ -26,7 +26,7 @@ COMPILER = shutil.which("g++")
 FUSED = ("-ffp-contract=fast", "-mfma")
 _EXACT = ("-ffp-contract=off",)
 _WARNINGS = ("-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror")
-_HEADER = Path(gpu_preprocess.__file__).with_name("sampling_kernel.h")
+_HEADER = Path(kernel_module.__file__).with_name("sampling_kernel.h")
 _SOURCE = Path(__file__).with_name("host_kernel.cpp")
 
 
