@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fourphase.engine.builder import OUT_OF_MEMORY, WORKSPACE_TOO_SMALL, Built
+from fourphase.engine.builder import OUT_OF_MEMORY, WORKSPACE_TOO_SMALL, Built, check_options
 from fourphase.engine.capabilities import capabilities_for
 from fourphase.engine.child import build_in_child
 from fourphase.engine.options import BuildOptions, EngineSource
@@ -52,12 +52,12 @@ class EnginePlan:
         return plan_key(self.meta)
 
 
-def check_build(target: str, options: BuildOptions | None = None) -> None:
+def check_build(target: str, options: BuildOptions | None = None, precision: str | None = None) -> None:
     """Raises what `build_engine` would raise for this machine and these options, before work is spent on a model.
 
     Raises: EnvironmentFault (24), GPUUnavailable (22), UsageError (2).
     """
-    capabilities_for(load_flavour(target), (options or BuildOptions()).compute_capabilities)
+    check_options(load_flavour(target), options or BuildOptions(), precision)
 
 
 def plan_identity(source: EngineSource, flavour: Flavour, options: BuildOptions) -> dict[str, Any]:

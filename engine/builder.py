@@ -21,7 +21,7 @@ from fourphase.runtime.errors import EngineBuildFailed, UsageError
 from fourphase.runtime.flavour import Flavour
 from fourphase.runtime.trt_logger import BuildLog, logger_of
 
-__all__ = ["OUT_OF_MEMORY", "WORKSPACE_TOO_SMALL", "Built", "build_plan"]
+__all__ = ["OUT_OF_MEMORY", "WORKSPACE_TOO_SMALL", "Built", "build_plan", "check_options"]
 
 #: `key` of the two failures that another workspace may cure.
 OUT_OF_MEMORY = "build_out_of_memory"
@@ -120,7 +120,7 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions, source: Eng
     if options.dla_core is not None:
         _use_dla(flavour, config, options, source)
     if options.hardware_compatibility != "none":
-        config.hardware_compatibility_level = _hardware_level(flavour, options.hardware_compatibility)
+        config.hardware_compatibility_level = _hardware_level(flavour, options)
     if options.optimization_level is None:
         return ()
     if flavour.is_rtx:
@@ -129,7 +129,16 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions, source: Eng
     return ()
 
 
-def _hardware_level(flavour: Flavour, wanted: str) -> Any:
+def check_options(flavour: Flavour, options: BuildOptions, precision: str | None = None) -> None:
+    """Raises: UsageError (2) for options that this flavour cannot build with, before work is spent on a model."""
+    capabilities_for(flavour, options.compute_capabilities)
+    if options.hardware_compatibility != "none":
+        _hardware_level(flavour, options)
+    if options.dla_core is not None:
+        _check_dla(flavour, "trunk", precision)
+
+
+def _hardware_level(flavour: Flavour, options: BuildOptions) -> Any:
     if flavour.is_rtx:
         raise UsageError(
             "TensorRT for RTX has no hardware compatibility levels",
@@ -137,7 +146,7 @@ def _hardware_level(flavour: Flavour, wanted: str) -> Any:
             key="hardware_compatibility_unknown",
         )
     trt = flavour.trt
-    if wanted == "ampere-plus":
+    if options.hardware_compatibility == "ampere-plus":
         return trt.HardwareCompatibilityLevel.AMPERE_PLUS
     # Not in every supported version, so looked up among the members there are.
     members = trt.HardwareCompatibilityLevel.__members__
@@ -151,19 +160,19 @@ def _hardware_level(flavour: Flavour, wanted: str) -> Any:
 
 def _use_dla(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource) -> None:
     trt = flavour.trt
-    _check_dla(flavour, source)
+    _check_dla(flavour, source.part, source.precision)
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = options.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def _check_dla(flavour: Flavour, source: EngineSource) -> None:
+def _check_dla(flavour: Flavour, part: str, precision: str | None) -> None:
     """Raises: UsageError (2) where the deep learning accelerator cannot compute what it is asked to."""
     if flavour.is_rtx:
         cause = "TensorRT for RTX does not know the deep learning accelerator"
-    elif source.part != "trunk":
+    elif part != "trunk":
         cause = "the deep learning accelerator cannot run the GRU (no loops there)"
-    elif source.precision == "fp32":
+    elif precision == "fp32":
         cause = "the deep learning accelerator computes in FP16 and INT8 only"
     else:
         return

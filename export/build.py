@@ -46,7 +46,7 @@ from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import OUTPUTS, chosen_gru, onnx_from_network
 from fourphase.export.parity import ParityReport, measure_parity, require_parity
 from fourphase.export.report_html import report_html
-from fourphase.export.split import SplitModel, require_equal, split_memory, split_model
+from fourphase.export.split import SplitModel, check_slices, require_equal, split_memory, split_model
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import UsageError
@@ -163,9 +163,11 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     check_target(output)
     target, options = choose_target(request.target), request.engine
     if target.name != "none":
-        check_build(target.name, options)
+        check_build(target.name, options, request.precision)
     gru, acceptance, policy = chosen_gru(request.gru), request.thresholds(), request.given_policy()
     checkpoint = load_checkpoint(path, request.config)
+    if request.split is not None:
+        check_slices(request.split, checkpoint.preprocessing.size[0])
     sets = load_study_sets(
         request.calibration, request.evaluation, checkpoint.preprocessing, checkpoint.network.config.phases
     )

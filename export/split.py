@@ -34,7 +34,16 @@ from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import ExportRefused, ParityFailed, UsageError
 
-__all__ = ["FEATURES", "SplitModel", "SplitParity", "require_equal", "run_split", "split_memory", "split_model"]
+__all__ = [
+    "FEATURES",
+    "SplitModel",
+    "SplitParity",
+    "check_slices",
+    "require_equal",
+    "run_split",
+    "split_memory",
+    "split_model",
+]
 
 Array = NDArray[np.float32]
 Session = Callable[[Array], dict[str, Array]]
@@ -108,7 +117,7 @@ def split_model(
         the network is exported to for S slices; ExportRefused (25) if no single value holds the features.
     """
     total = preprocessing.size[0]
-    _require_divisor(slices, total)
+    check_slices(slices, total)
     phases, width = network.config.count, network.config.stage_channels[-1]
     trunk = _Trunk(whole, (phases, total, width))
     cut, dtype = str(trunk.cut.name), _dtype_name(trunk.cut)
@@ -376,7 +385,8 @@ def _dtype_name(value: ir.Value) -> str:
     return str(value.dtype.numpy())
 
 
-def _require_divisor(slices: int, total: int) -> None:
+def check_slices(slices: int, total: int) -> None:
+    """Raises: UsageError (2) unless chunks of `slices` make up `total` slices."""
     divisors = [size for size in range(1, total + 1) if total % size == 0]
     if slices not in divisors:
         raise UsageError(

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 
@@ -23,6 +24,7 @@ from fourphase.export.build import torch_baseline, verify_model
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.guards import check_graph, require_clean
+from fourphase.export.split import FEATURES, SplitModel, run_split
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import canonical_json
@@ -61,6 +63,8 @@ def verify_bundle(
     steps["guards"] = "passed"
     for precision in bundle.models:
         steps[f"golden {precision}"] = _golden(bundle, precision)
+        if bundle.models[precision].split is not None:
+            steps[f"split {precision}"] = _golden_split(bundle, precision)
     ladder = steps_of_bundle(bundle, model)
     for step in ladder[1:]:
         steps[f"typing {step.precision}"] = "the graph is what its policy makes of the FP32 one, byte for byte"
@@ -112,6 +116,25 @@ def _golden(bundle: Bundle, precision: str) -> str:
         backend = choose_backend(bundle, "onnxruntime", precision=precision).backend
         check = self_check(backend, bundle, all_inputs=True)
     return f"{check.inputs} inputs, largest difference {check.max_abs_difference:.2e} in logits"
+
+
+def _golden_split(bundle: Bundle, precision: str) -> str:
+    """Trunk and tail, chunk by chunk on the CPU, against the whole model's golden outputs."""
+    split = bundle.models[precision].split
+    assert split is not None
+    trunk, tail = parse_onnx(bundle.read(split.trunk)), parse_onnx(bundle.read(split.tail))
+    dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tail.graph.input[0].type.tensor_type.elem_type))
+    golden = bundle.golden(precision)
+    outputs = run_split(SplitModel(trunk, tail, split.slices, dtype, FEATURES), golden.study(0))
+    allowed = golden.tolerance.atol + golden.tolerance.rtol * np.abs(golden.logits[:1])
+    difference = np.abs(outputs["logits"] - golden.logits[:1])
+    if not (difference <= allowed).all():
+        raise ParityFailed(
+            f"the split {precision} model is off its golden output by {difference.max():.3g}",
+            "build the bundle again with fp-export build-engine",
+            key="split_differs",
+        )
+    return f"chunks of {split.slices} slices, largest difference {difference.max():.2e} in logits"
 
 
 def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dict[str, Any]:

@@ -8,13 +8,18 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
+from fourphase.engine.bundle import contents_of, write_bundle
 from fourphase.export.checkpoint import save_checkpoint
+from fourphase.export.verify import verify_bundle
 from fourphase.runtime.bundle import load_bundle
+from fourphase.runtime.errors import ParityFailed
 from tests.support.networks import SMALL, small_network
 
 pytestmark = pytest.mark.rtx
@@ -101,6 +106,22 @@ def test_a_machine_without_torch_and_onnx_builds_from_the_bundle(built: tuple[Pa
     assert parts == [("bundle", "trunk"), ("bundle", "tail"), ("store", "whole")]
     verified = fp_export("verify", path)
     assert verified.returncode == 0, verified.stderr
+    assert "split fp16: chunks of 4 slices, largest difference" in verified.stdout
+
+
+def test_verify_finds_a_tail_that_is_not_the_wholes(built: tuple[Path, Run], tmp_path: Path) -> None:
+    contents = contents_of(load_bundle(built[0]))
+    model = contents.models["fp16"]
+    assert model.split is not None
+    tail = onnx.load_model_from_string(model.split.tail)
+    bias = next(entry for entry in tail.graph.initializer if entry.name == "network.spm.head.bias")
+    bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+    split = replace(model.split, tail=tail.SerializeToString())
+    models = {**contents.models, "fp16": replace(model, split=split)}
+    doctored = write_bundle(tmp_path / "doctored", replace(contents, models=models))
+    with pytest.raises(ParityFailed, match="split fp16 model is off") as caught:
+        verify_bundle(doctored.path)
+    assert caught.value.key == "split_differs"
 
 
 def test_errors_of_the_builder_name_our_blocks_without_onnx(checkpoint: Path, tmp_path: Path) -> None:
