@@ -81,7 +81,7 @@ def plan_identity(source: EngineSource, flavour: Flavour, options: BuildOptions)
         "os": platform.system().lower(),
         "arch": platform.machine(),
         "batch": list(options.batch),
-        "flags": options.flags(),
+        "flags": options.flags() | ({"optimization_level": None} if flavour.is_rtx else {}),
     }
     assert list(identity) == list(KEY_FIELDS)
     return identity

@@ -82,7 +82,7 @@ def build_plan(flavour: Flavour, source: EngineSource, options: BuildOptions, ca
         raise _build_failed(flavour, logger, capabilities, options)
     use = use if flavour.is_rtx else keep_cache(config, cache, use)
     data = bytes(plan)
-    audit = _audited(flavour, logger, source, capabilities, data)
+    audit = _audited(flavour, logger, source, capabilities, data, host_code=options.version_compatible)
     warnings = tuple(dict.fromkeys(logger.texts("warning")))
     return Built(data, profile, use, audit, notes, warnings)
 
@@ -136,6 +136,12 @@ def check_options(flavour: Flavour, options: BuildOptions, precision: str | None
         _hardware_level(flavour, options)
     if options.dla_core is not None:
         _check_dla(flavour, "trunk", precision)
+    if options.version_compatible and flavour.is_rtx:
+        raise UsageError(
+            "TensorRT for RTX builds no version-compatible engines (it lacks the lean run time they need)",
+            "leave --version-compatible out, and build again after an update",
+            key="version_compatible_impossible",
+        )
 
 
 def _hardware_level(flavour: Flavour, options: BuildOptions) -> Any:
@@ -181,7 +187,15 @@ def _check_dla(flavour: Flavour, part: str, precision: str | None) -> None:
     )
 
 
-def _audited(flavour: Flavour, logger: BuildLog, source: EngineSource, built_for: Sequence[str], plan: bytes) -> Any:
+def _audited(
+    flavour: Flavour,
+    logger: BuildLog,
+    source: EngineSource,
+    built_for: Sequence[str],
+    plan: bytes,
+    *,
+    host_code: bool,
+) -> dict[str, Any] | str:
     """The audit of a plan as JSON types, or why there is none: it needs the engine, and the engine needs its GPU.
 
     Raises: EngineBuildFailed (26) for an engine that does not hold the precision asked for, or that cannot be loaded.
@@ -192,6 +206,8 @@ def _audited(flavour: Flavour, logger: BuildLog, source: EngineSource, built_for
     if device.compute_capability not in built_for:
         return f"not audited: the engine is for compute capability {', '.join(built_for)}, this GPU has another"
     runtime = flavour.trt.Runtime(logger)
+    if host_code:  # of the plan that was built a moment ago
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise build_error(

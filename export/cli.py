@@ -280,8 +280,8 @@ def _print_split(split: dict[str, Any] | None) -> None:
     memory = split["memory"]
     whole, parts = memory["whole"]["peak_bytes"] / 2**20, memory["split_peak_bytes"] / 2**20
     print(
-        f"split in chunks of {split['slices']} slices: equal to the whole; activations by model {parts:.0f} MiB,"
-        f" whole {whole:.0f} MiB"
+        f"split in chunks of {split['slices']} slices: equal to the whole; activations by model {parts:.3g} MiB,"
+        f" whole {whole:.3g} MiB"
     )
 
 

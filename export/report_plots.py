@@ -1,4 +1,4 @@
-"""The plots of a bundle's report: ladder and parity and ranges per block, HU histograms, the steps of a search.
+"""The plots of a bundle's report: ladder, parity and ranges per block, HU histograms, a search's steps, split memory.
 
 What a plot says in words is in `report_sections`.
 """
@@ -27,12 +27,13 @@ from fourphase.export.report_svg import (
     svg,
     text,
 )
-from fourphase.export.report_words import sqnr_of, times
+from fourphase.export.report_words import bytes_text, sqnr_of, times
 
 __all__ = [
     "histograms_svg",
     "kind_of",
     "ladder_svg",
+    "memory_svg",
     "parity_svg",
     "ranges_svg",
     "search_svg",
@@ -119,6 +120,35 @@ def search_svg(search: Row) -> Markup:
     place = x.at(search["cost_relative_to_fp32"]), y.at(chosen)
     parts += [mark("chosen", *place, "the chosen policy"), text(place[0] + 12, place[1] + 4, "chosen")]
     return svg("Cost and SQNR of the search's steps", bottom + 38, parts)
+
+
+def memory_svg(memory: Row) -> Markup:
+    """Peak activations as bars: the whole model, the trunk with the features it leaves behind, the tail."""
+    kept = int(memory["features_bytes"])
+    bars = {"whole": ("fp32", 0), "trunk": ("fp16", kept), "tail": ("fp16", 0)}
+    peaks = {name: int(memory[name]["peak_bytes"]) for name in bars}
+    axis = make_axis([0.0, *((peaks[name] + bars[name][1]) / 1e6 for name in bars)], LEFT, RIGHT)
+    height, parts = 26.0, []
+    for index, (name, (kind, more)) in enumerate(bars.items()):
+        y = TOP + height * index + 4
+        parts += [
+            text(LEFT - 8, y + 13, name, anchor="end"),
+            _bar(axis, (0, peaks[name]), y, kind, f"{name}: {bytes_text(peaks[name])}"),
+            text(WIDTH - 2, y + 13, bytes_text(peaks[name] + more), anchor="end"),
+        ]
+        if more:
+            ends = (peaks[name], peaks[name] + more)
+            parts.append(_bar(axis, ends, y, kind, f"features: {bytes_text(more)}", opacity=0.35))
+    bottom = TOP + height * len(bars)
+    return svg("Activation memory, whole and split", bottom + 38, [*frame(axis, bottom, "activations, MB"), *parts])
+
+
+def _bar(axis: Axis, ends: tuple[int, int], y: float, kind: str, title: str, opacity: float = 0.8) -> Markup:
+    start, end = (axis.at(value / 1e6) for value in ends)
+    return element(
+        "rect", element("title", title), x=f"{start:.1f}", y=f"{y:.1f}", width=f"{end - start:.1f}", height=18,
+        class_=kind, fill_opacity=opacity,
+    )  # fmt: skip
 
 
 def kind_of(block: str) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from fourphase.export.report_engines import device_section, engines_section, split_section
 from fourphase.export.report_markup import (
     Column,
     Markup,
@@ -28,7 +29,6 @@ from fourphase.export.report_words import (
     choice,
     decibel,
     gates_text,
-    gpu_text,
     number,
     passed_text,
     policy_text,
@@ -202,27 +202,6 @@ def _search(report: Row) -> list[Markup]:
     ]
 
 
-def _engines(report: Row) -> list[Markup]:
-    engines, target = report.get("engines") or (), report.get("target")
-    columns = (
-        Column("engine", lambda engine: code(engine["key"])),
-        Column("built with", lambda engine: f"{engine['flavour']} {engine['version']}", text=True),
-        Column("precision", lambda engine: engine["precision"], text=True),
-        Column("compute capability", lambda engine: ", ".join(engine["compute_capabilities"]), text=True),
-        Column("built on", lambda engine: gpu_text(engine.get("gpu")), text=True),
-        Column("size", lambda engine: bytes_text(engine["bytes"])),
-        Column("build time", lambda engine: number(engine["build_seconds"], ".1f", " s")),
-    )
-    parts = [element("p", f"Target {target['name']}: {target['reason']}.")] if target else []
-    if engines:
-        parts.append(table(columns, engines))
-    for engine in engines:
-        warnings = [element("li", warning) for warning in engine.get("warnings") or ()]
-        if warnings:
-            parts.append(details(f"Warnings of {engine['key']}: {len(warnings)}", element("ul", *warnings)))
-    return parts
-
-
 def _origin(report: Row) -> list[Markup]:
     checkpoint, onnx, judged = (report.get(key) or {} for key in ("checkpoint", "onnx", "judged_on"))
     gru, tools, golden = (report.get(key) or {} for key in ("gru", "tools", "golden"))
@@ -244,6 +223,7 @@ def _origin(report: Row) -> list[Markup]:
 SECTIONS: Mapping[str, Callable[[Row], list[Markup]]] = MappingProxyType(
     {
         "Ladder": _ladder, "Ladder per block": _blocks, "FP32 parity": _parity, "FP16 ranges": _ranges,
-        "Calibration": _calibration, "Search": _search, "Engines": _engines, "Hashes and tools": _origin,
+        "Calibration": _calibration, "Search": _search, "Split": split_section, "Engines": engines_section,
+        "On the device": device_section, "Hashes and tools": _origin,
     }
 )  # fmt: skip

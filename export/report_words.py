@@ -11,18 +11,21 @@ __all__ = [
     "auc_change",
     "bars_text",
     "bytes_text",
+    "cache_text",
     "choice",
     "decibel",
     "gates_text",
     "gpu_text",
     "names_text",
     "number",
+    "part_text",
     "passed_text",
     "policy_text",
     "sqnr_of",
     "studies_text",
     "sum_text",
     "times",
+    "workspace_text",
 ]
 
 _GATES = {
@@ -30,6 +33,15 @@ _GATES = {
     "min_sqnr_db": "SQNR",
     "max_flips": "flipped decisions",
     "max_auc_drop": "AUC drop",
+}
+#: What a build did with the timing cache.
+_CACHE = {
+    "off": "not used",
+    "miss": "there was none; what was measured is kept",
+    "hit": "hit, nothing had to be measured",
+    "extended": "hit in part, the rest was measured and is kept",
+    "rejected": "TensorRT refused what was there; begun anew",
+    "not kept": "its file is locked or cannot be written; nothing is kept",
 }
 
 
@@ -113,7 +125,24 @@ def choice(flag: bool | None, yes: str, no: str) -> str | None:
 
 
 def gpu_text(gpu: Row | None) -> str:
-    return f"{gpu['name']} ({gpu['compute_capability']})" if gpu else "no GPU"
+    return f"on {gpu['name']} ({gpu['compute_capability']})" if gpu else "without a GPU"
+
+
+def part_text(engine: Row) -> str:
+    """`trunk, 8 slices`."""
+    slices = engine.get("slices")
+    return f"{engine.get('part') or 'whole'}{f', {slices} slices' if slices else ''}"
+
+
+def cache_text(cache: Row | None) -> str:
+    if not cache:
+        return ""
+    state = str(cache["state"])
+    return f"{state}: {cache['reason']}" if "reason" in cache else _CACHE.get(state, state)
+
+
+def workspace_text(attempt: Row) -> str:
+    return f"{attempt['workspace_bytes'] >> 20:,} MiB"
 
 
 def sum_text(largest: Row | None) -> str:

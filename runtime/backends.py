@@ -81,8 +81,8 @@ def choose_backend(
     if name in _NEEDS_GPU:
         chosen, reason = name, "asked for"
     elif name == "auto":
-        engine = _engine(bundle, precision, policy, probe())
-        if isinstance(engine, GpuChoice) and require in (None, "auto", engine.backend.name):
+        engine = _engine(bundle, precision, policy, require)
+        if isinstance(engine, GpuChoice):
             return Choice(engine.backend, engine.reason, engine.plans)
         chosen, reason = _choose(bundle, precision, engine.reason)
     else:
@@ -100,13 +100,17 @@ def choose_backend(
     return Choice(module.load_backend(bundle, lowered), f"{reason}; {note}" if note else reason)
 
 
-def _engine(bundle: Bundle, precision: str | None, policy: PlanPolicy, found: Probe) -> GpuChoice | NoEngine:
-    """What the GPU offers; TensorRT is not even imported where there is none."""
+def _engine(bundle: Bundle, precision: str | None, policy: PlanPolicy, require: str | None) -> GpuChoice | NoEngine:
+    """What the GPU offers; TensorRT is not even imported where there is none, or where the CPU is required."""
+    if require in _MODULES:
+        return NoEngine("no_device", f"{require} is required")
+    flavours = _NEEDS_GPU if require in (None, "auto") else (require,)
+    found = probe()
     if found.device is None:
         return NoEngine("no_device", found.reason)
     if precision is not None and precision not in bundle.models:
         return NoEngine("no_plan", f"the bundle has no model in {precision}")
-    engine = choose_engine(bundle, precision, policy)
+    engine = choose_engine(bundle, precision, policy, flavours)
     if isinstance(engine, NoEngine):
         return NoEngine(engine.kind, f"a CUDA device is present ({found.device.name}), but {engine.reason}")
     return engine

@@ -1,7 +1,7 @@
 """One TensorRT engine on the GPU: plan bytes in, bound work out, every answer of TensorRT checked.
 
 The bytes must have been verified by the caller: deserializing a plan runs native code. `engine_host_code_allowed` is
-left False. Every bound work has an execution context of its own with fixed shapes and addresses, as a CUDA graph
+left False unless the user allowed it. Every bound work has an execution context of its own with fixed shapes and addresses, as a CUDA graph
 demands; the contexts share their scratch memory, so they run on one stream. Called within `Gpu.current()`.
 """
 
@@ -154,8 +154,12 @@ def load_session(
     inputs: Sequence[EngineTensor],
     outputs: Sequence[EngineTensor],
     max_batch: int,
+    host_code: bool = False,
 ) -> TrtSession:
     """Deserializes verified plan bytes and checks names, modes, types, shapes and the batch sizes 1 to `max_batch`.
+
+    Args:
+        host_code: let the plan run host code of its own (a version-compatible one carries a run time); never by default.
 
     Raises: ModelIncompatible with what TensorRT says if it refuses the plan, or if the engine is not the expected one;
         GPUUnavailable (out_of_memory, gpu_lost).
@@ -166,6 +170,8 @@ def load_session(
         runtime = trt.Runtime(logger)
     except (TypeError, RuntimeError) as error:  # what the bindings make of a null pointer
         raise _refused(gpu, flavour, f"makes no runtime ({first_line(error)})") from error
+    if host_code:
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise _refused(gpu, flavour, "does not load the engine", key="engine_not_loadable")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,3 +237,18 @@ def test_an_engine_that_cannot_be_loaded_where_it_was_built_is_refused() -> None
     with pytest.raises(EngineBuildFailed, match="magic tag") as caught:
         build_plan(tensorrt(Refusing()), SOURCE, BuildOptions())
     assert caught.value.key == "plan_not_loadable"
+
+
+def test_options_that_a_flavour_lacks_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    rtx = SimpleNamespace(ComputeCapability=SimpleNamespace(__members__={"SM89": 89}))
+    monkeypatch.setattr(building, "load_flavour", lambda name: Flavour("tensorrt-rtx", rtx, "1.7.1.116", L4))
+    for options, key in (
+        (BuildOptions(version_compatible=True), "version_compatible_impossible"),
+        (BuildOptions(hardware_compatibility="ampere-plus"), "hardware_compatibility_unknown"),
+        (BuildOptions(dla_core=0), "dla_impossible"),
+        (BuildOptions(compute_capabilities=("9.0",)), "compute_capability_unknown"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            check_build("tensorrt-rtx", options)
+        assert caught.value.key == key
+    check_build("tensorrt-rtx", BuildOptions(compute_capabilities=("8.9",)))

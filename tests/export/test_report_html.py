@@ -17,12 +17,15 @@ from fourphase.calibration.gates import DEFAULTS, Acceptance, judge
 from fourphase.calibration.hu_histogram import HUHistograms
 from fourphase.calibration.range_audit import BlockRange, RangeReport, SumRange, ValueRange
 from fourphase.calibration.search import search
+from fourphase.engine.timing_cache import CacheUse
 from fourphase.export.parity import BlockParity, ParityReport
 from fourphase.export.report_html import report_html
 from fourphase.export.report_markup import element
-from fourphase.export.report_plots import histograms_svg, ladder_svg, parity_svg, ranges_svg, search_svg
+from fourphase.export.report_plots import histograms_svg, ladder_svg, memory_svg, parity_svg, ranges_svg, search_svg
 from fourphase.export.report_svg import Axis, make_axis
+from fourphase.export.split import SplitParity
 from fourphase.runtime.config import PreprocessingConfig
+from tests.support.inspector_answers import audit_of
 
 Report = dict[str, Any]
 
@@ -66,6 +69,43 @@ def searched() -> Report:
     return search(evaluate, costs, Acceptance(30.0), lowerings={"stem": ["fp16"], "gru": ["fp16"]}).to_dict()
 
 
+def split() -> Report:
+    """In chunks of 4 slices; the trunk needs 30 MB and the features 1 MB, the tail 5 MB, the whole 80 MB."""
+    rows = (BlockParity("independence", 1, 0.0, 0.0, 0.0, True), BlockParity("logits", 1, 3e-7, 1.23e-6, 1e-4, True))
+
+    def peak(count: int) -> Report:
+        return {"peak_bytes": count, "node": "node_select", "block": "stem/NC"}
+
+    memory = {"slices": 4, "whole": peak(80_000_000), "trunk": peak(30_000_000), "tail": peak(5_000_000),
+              "features_bytes": 1_000_000, "split_peak_bytes": 31_000_000, "ratio": 0.3875}  # fmt: skip
+    return {**SplitParity(4, 1, "onnxruntime", rows).to_dict(), "memory": memory}
+
+
+def engine(key: str, part: str, **changes: Any) -> Report:
+    return {
+        "key": key, "bytes": 2871044, "flavour": "tensorrt-rtx", "version": "1.7.1", "part": part,
+        "slices": 4 if part == "trunk" else None, "compute_capabilities": ["8.9", "12.0"], "precision": "int8",
+        "build_seconds": 4.25, "warnings": ["slow <kernel>"], "gpu": None, "plan_sha256": "b" * 64,
+        "attempts": [{"workspace_bytes": 4 << 30, "outcome": "built"}],
+        "timing_cache": {"state": "none", "reason": "chosen when loaded"}, "audit": "not audited: no GPU here",
+        **changes,
+    }  # fmt: skip
+
+
+def build_on_gpu(keys: list[str], difference: float, median: float) -> Report:
+    return {
+        "keys": keys, "plan_sha256": keys, "batches": [1, 2], "max_abs_difference": difference,
+        "tolerance": {"atol": 0.25, "rtol": 0.05, "phase_atol": 0.5}, "logits": [[0.5, -0.5]],
+        "latency_ms": {"median": median, "min": median - 0.25, "max": median + 1.5},
+    }  # fmt: skip
+
+
+def on_gpu(builds: int) -> Report:
+    rebuilds = [build_on_gpu(["ab12", "cd34"], 0.0125, 4.5), build_on_gpu(["ef56", "0789"], 0.003, 4.75)][:builds]
+    return {"state": "passed", "reason": "", "logits_spread": 0.0095, "latency_spread_ms": 0.25, "kept": builds,
+            "rebuilds": rebuilds}  # fmt: skip
+
+
 @pytest.fixture(scope="session")
 def whole() -> Report:
     """A complete report, its parts made by the classes that make them in a build."""
@@ -88,9 +128,15 @@ def whole() -> Report:
         "search": searched(),
         "golden": {"int8": {"atol": 0.25, "rtol": 0.05}},
         "target": {"name": "tensorrt-rtx", "reason": "no GPU here"},
-        "engines": [{"key": "ab12", "bytes": 2871044, "flavour": "tensorrt-rtx", "version": "1.7.1",
-                     "compute_capabilities": ["8.9", "12.0"], "precision": "int8", "build_seconds": 4.25,
-                     "warnings": ["slow <kernel>"], "gpu": None, "plan_sha256": "b" * 64}],
+        "split": split(),
+        "engines": [
+            engine("ab12", "trunk", attempts=[{"workspace_bytes": 4 << 30, "outcome": "the build was killed"},
+                                              {"workspace_bytes": 2 << 30, "outcome": "built"}],
+                   audit=audit_of("10_fp16").to_dict(), timing_cache={"state": "extended"},
+                   gpu={"name": "NVIDIA L4", "compute_capability": "8.9"}),
+            engine("cd34", "tail"),
+        ],
+        "on_device": on_gpu(2),
         "tools": {"torch": "2.13.0"},
         "seconds": 31.2,
     }  # fmt: skip
@@ -206,7 +252,11 @@ def test_every_block_comparison_range_step_and_engine_has_its_row(whole: Report)
     assert page.row("stem", "fp16", f"{stem['cost_saved']:.1%}")[3:] == [f"{sqnr(0.01):.1f} dB", "0", "–"]
     assert page.row("stem", "fp16", f"{steps[0]['cost']:.3f}")[-1] == "kept"
     assert page.row("gru", "fp16", f"{steps[1]['cost']:.3f}")[-1] == "refused"
-    assert page.row("ab12") == ["ab12", "tensorrt-rtx 1.7.1", "int8", "8.9, 12.0", "no GPU", "2.87 MB", "4.2 s"]
+    built = ["int8", "8.9, 12.0", "2.87 MB", "4.2 s"]
+    assert page.row("ab12") == [
+        "ab12", "trunk, 4 slices", "tensorrt-rtx 1.7.1|on NVIDIA L4 (8.9)", *built, "2,048 MiB|at the 2. try",
+    ]  # fmt: skip
+    assert page.row("cd34") == ["cd34", "tail", "tensorrt-rtx 1.7.1|without a GPU", *built, "4,096 MiB"]
     for text in ("slow <kernel>", "gru fp32, otherwise int8", "atol 0.25, rtol 0.05", "torch 2.13.0", "507 nodes",
                  "one note.", "loop (the target takes it)",
                  "studies64algorithmmsescales90", "saltedhash", "Target tensorrt-rtx: no GPU here.",
@@ -216,12 +266,13 @@ def test_every_block_comparison_range_step_and_engine_has_its_row(whole: Report)
 
 @pytest.mark.parametrize(
     ("key", "heading"),
-    [("parity", "FP32 parity"), ("ranges", "FP16 ranges"), ("calibration", "Calibration"), ("search", "Search")],
-)
+    [("parity", "FP32 parity"), ("ranges", "FP16 ranges"), ("calibration", "Calibration"), ("search", "Search"),
+     ("split", "Split"), ("on_device", "On the device")],
+)  # fmt: skip
 def test_what_is_null_is_left_out(whole: Report, key: str, heading: str) -> None:
     full, page = Page(report_html(whole)), Page(report_html({**whole, key: None}))
     assert full.headings == ["Ladder", "Ladder per block", "FP32 parity", "FP16 ranges", "Calibration", "Search",
-                             "Engines", "Hashes and tools"]  # fmt: skip
+                             "Split", "Engines", "On the device", "Hashes and tools"]  # fmt: skip
     assert page.headings == [name for name in full.headings if name != heading]
 
 
@@ -233,14 +284,97 @@ def test_each_top_level_key_may_be_absent(whole: Report) -> None:
     assert bare.text.endswith("BundleResearch use only, not a diagnosis.\n")
 
 
+def test_a_split_is_told_with_its_equality_and_memory(whole: Report) -> None:
+    page = Page(report_html(whole))
+    assert page.row("independence") == ["independence", "0", "0", "0", "✓ passed"]
+    assert page.row("logits", "3e-07") == ["logits", "3e-07", "1.23e-06", "0.0001", "✓ passed"]
+    for text in ("a trunk for 4 slices at a time", "on 1 study in ONNX Runtime.",
+                 "31.00 MB split, 80.00 MB whole (38.8%)", "The whole model peaks in stem/NC.",
+                 "not a measurement"):  # fmt: skip
+        assert text in page.text
+    differs = {**whole["split"], "rows": [{**whole["split"]["rows"][1], "passed": False}], "method": "literal"}
+    page = Page(report_html({"split": differs}))
+    assert page.row("logits")[-1] == "✗ differs"
+    assert "by the literal evaluation, where every FP16 and INT8 value is really rounded" in page.text
+
+
+def test_a_build_tells_of_its_tries_its_cache_and_its_audit(whole: Report) -> None:
+    page = Page(report_html(whole))
+    assert "Tries of ab12: 2" in page.text
+    assert "Tries of cd34" not in page.text
+    assert page.row("4,096 MiB") == ["4,096 MiB", "the build was killed"]
+    assert page.row("2,048 MiB") == ["2,048 MiB", "built"]
+    assert "hit in part, the rest was measured and is kept (ab12); none: chosen when loaded (cd34)" in page.text
+    assert "precision auditnot audited: no GPU here (cd34)" in page.text
+    # By hand from the recorded answer, as in tests/engine/test_audit_record.py.
+    total = 1568 + 50176 + 50176 + 12544 + 25088 + 25088 + 2048 + 20 + 22 + 40
+    assert "Precision audit of ab12: its 11 layers" in page.text
+    assert page.row("mixed") == ["mixed", "2", f"{2 / 11:.1%}", "1,608 bytes", f"{1608 / total:.1%}"]
+    assert page.row("stem/NC", "fp16 2, mixed 1") == ["stem/NC", "fp16 2, mixed 1"]
+    assert "not understood" not in page.text
+
+
+def test_what_an_audit_could_not_read_is_loud(whole: Report) -> None:
+    audit = {**audit_of("10_fp16").to_dict(), "unknown": ["gemm: Weird"], "unseen": ["node_a", "node_b"]}
+    text = Page(report_html({"engines": [engine("ab12", "whole", audit=audit)]})).text
+    assert "Types not understood (1): gemm: Weird." in text
+    assert "Weighted nodes in no weighted layer (2): node_a, node_b." in text
+
+
+def test_what_is_said_of_all_engines_is_said_once(whole: Report) -> None:
+    text = Page(report_html({"engines": [engine("ab12", "trunk"), engine("cd34", "tail")]})).text
+    assert "timing cachenone: chosen when loadedprecision auditnot audited: no GPU here" in text
+
+
+@pytest.mark.parametrize("state", ["off", "miss", "hit", "extended", "rejected", "not kept"])
+def test_every_state_of_the_timing_cache_has_words(state: str) -> None:
+    text = Page(report_html({"engines": [engine("ab12", "whole", timing_cache=CacheUse(state).to_dict())]})).text
+    told = text.partition("timing cache")[2].partition("precision audit")[0]
+    assert len(told.split()) > 1
+    assert told != state or state == "not kept"
+
+
+def test_an_engine_of_an_earlier_version_is_shown(whole: Report) -> None:
+    new = ("part", "slices", "attempts", "timing_cache", "audit")
+    old = {name: value for name, value in engine("ab12", "whole").items() if name not in new}
+    page = Page(report_html({"engines": [old]}))
+    assert page.row("ab12")[1] == "whole"
+    assert page.row("ab12")[-1] == "–"
+    assert "timing cache" not in page.text
+
+
+def test_rebuilds_on_the_gpu_are_compared(whole: Report) -> None:
+    page = Page(report_html(whole))
+    assert page.row("1", "ab12, cd34") == ["1", "ab12, cd34", "1, 2", "0.0125", "4.50 ms|4.25 to 6.00", ""]
+    assert page.row("2", "ef56, 0789") == ["2", "ef56, 0789", "1, 2", "0.003", "4.75 ms|4.50 to 6.25", "kept"]
+    assert "✓ passed: within atol 0.25, rtol 0.05 of the golden outputs." in page.text
+    assert "2 independent builds are 0.0095 apart in their logits and 0.25 ms in their latency" in page.text
+    text = Page(report_html({**whole, "on_device": on_gpu(1)})).text
+    assert "One build: how far another would be from it is not known" in text
+    assert "apart in their logits" not in text
+
+
+def test_engines_that_did_not_run_are_not_shown_as_passed(whole: Report) -> None:
+    idle = {"state": "not run", "reason": "no CUDA device", "rebuilds": []}
+    page = Page(report_html({"engines": whole["engines"], "on_device": idle}))
+    assert "Not run on a GPU: no CUDA device." in page.text
+    assert "✓" not in page.text
+    assert Page(report_html({"engines": [], "on_device": idle})).headings == []
+
+
 def hostile(value: Any, key: str = "") -> Any:
     """Every text replaced, but for the precisions, which are names of ours; keys that name things too."""
     if isinstance(value, dict):
-        named = key in ("policy", "tools", "golden", "phases", "bars")
+        named = key in ("policy", "tools", "golden", "phases", "bars", "by_block", "by_precision")
         return {HOSTILE + name if named else name: hostile(inner, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [hostile(inner, key) for inner in value]
     return HOSTILE if isinstance(value, str) and key != "precision" else value
+
+
+def text_of_device(whole: Report, reason: str) -> str:
+    idle = {"state": "not run", "reason": reason, "rebuilds": []}
+    return Page(report_html({"engines": whole["engines"], "on_device": idle})).text
 
 
 def test_no_text_of_a_report_becomes_markup(whole: Report) -> None:
@@ -250,6 +384,7 @@ def test_no_text_of_a_report_becomes_markup(whole: Report) -> None:
     assert text.count("<script") == 0
     assert page.text.count(HOSTILE) > 30
     assert page.tags == Page(report_html(whole)).tags
+    assert text_of_device(whole, HOSTILE).count(HOSTILE) == 1
     assert element("a", "<b>", href='">') == '<a href="&quot;&gt;">&lt;b&gt;</a>'
 
 
@@ -381,3 +516,17 @@ def test_the_search_marks_kept_refused_and_chosen() -> None:
     assert marks(root, "chosen") == [marks(root, "fp16")[1]]
     (path,) = root.iter("polyline")
     assert path.get("points") == f"315.0,52.0 230.0,{top + (bottom - top) / 3:.1f}"
+
+
+def test_the_bars_of_memory_have_the_lengths_of_what_they_show() -> None:
+    root = plot(memory_svg(split()["memory"]))
+    # The axis is 0 to 80 MB.
+    unit = (RIGHT - LEFT) / 80
+    bars = [(bar.get("class"), float(bar.get("x", "")), float(bar.get("width", ""))) for bar in root.iter("rect")]
+    expected = [("fp32", 0, 80), ("fp16", 0, 30), ("fp16", 30, 1), ("fp16", 0, 5)]
+    assert [name for name, _, _ in bars] == [name for name, _, _ in expected]
+    assert [x for _, x, _ in bars] == pytest.approx([LEFT + unit * start for _, start, _ in expected], abs=0.06)
+    assert [width for _, _, width in bars] == pytest.approx([unit * size for _, _, size in expected], abs=0.06)
+    texts = [text.text for text in root.iter("text")]
+    assert [text for text in texts if text and text.endswith("0 MB")] == ["80.00 MB", "31.00 MB", "5.00 MB"]
+    assert [text for text in texts if text in ("whole", "trunk", "tail")] == ["whole", "trunk", "tail"]

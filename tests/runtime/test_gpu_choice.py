@@ -118,8 +118,10 @@ def test_a_fallback_is_an_error_where_a_backend_is_required(bundle: Bundle) -> N
         choose_backend(bundle, require="tensorrt")
     assert caught.value.code == 22
     put(bundle)
-    with pytest.raises(GPUUnavailable):
+    with pytest.raises(GPUUnavailable, match="tensorrt-rtx is required, but onnxruntime would be used") as caught:
         choose_backend(bundle, require="tensorrt-rtx")
+    assert "fits this machine" not in caught.value.message
+    assert choose_backend(bundle, require="onnxruntime").backend.name == "onnxruntime"
 
 
 def test_asking_for_an_engine_that_is_not_there_names_the_cure(bundle: Bundle) -> None:
