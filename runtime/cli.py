@@ -37,6 +37,9 @@ def run(
     backend: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx, onnxruntime or openvino.")] = "auto",
     require_backend: Annotated[str | None, typer.Option(help="Fail (22) rather than fall back to another.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; default: what the bundle has.")] = None,
+    preprocess: Annotated[
+        str, typer.Option(help="auto, cpu or gpu (needs a TensorRT engine). In this version auto is cpu.")
+    ] = "auto",
     plans: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
     ] = None,
@@ -63,7 +66,9 @@ def run(
     from fourphase.runtime.plan_choice import PlanPolicy
 
     policy = PlanPolicy(plans, rebuild, allow_engine_host_code)
-    model = load_model(bundle, backend=backend, require=require_backend, precision=precision, plans=policy)
+    model = load_model(
+        bundle, backend=backend, require=require_backend, precision=precision, plans=policy, preprocess=preprocess
+    )
     if len(requests) == 1:
         _show(_run_one(model, requests[0], output, save_input), json_output)
     else:
@@ -106,7 +111,7 @@ def _run_one(model: LoadedModel, request: StudyRequest, output: Path | None, sav
     from fourphase.runtime.pipeline import run_study
     from fourphase.runtime.result import write_result
 
-    result, prepared = run_study(model, request)
+    result, prepared = run_study(model, request, keep_input=save_input is not None)
     if save_input is not None:
         _save_array(save_input, prepared.input)
     if output is not None:

@@ -83,7 +83,7 @@ def _rebuilt(
 def _loaded(bundle: Bundle, found: FittingPlans, reason: str) -> GpuChoice:
     from fourphase.runtime.tensorrt_backend import EngineParts, load_engine_backend
 
-    parts = EngineParts(found.plans, found.slices, found.flavour, found.precision, found.max_batch)
+    parts = EngineParts(found.plans, found.slices, found.flavour, found.precision, found.max_batch, found.host_code)
     backend = load_engine_backend(parts, bundle)
     return GpuChoice(backend, "; ".join([reason, *backend.notes]), found.keys)
 

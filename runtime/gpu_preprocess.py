@@ -20,7 +20,7 @@ from fourphase.runtime.cuda_context import Gpu
 from fourphase.runtime.kernel_module import KernelModule, kernel_name
 from fourphase.runtime.kernel_plan import BLOCK, KernelPlan
 
-__all__ = ["GpuPreprocessor"]
+__all__ = ["GpuPreprocessor", "Hounsfield"]
 
 #: Voxels start at a multiple of this many bytes behind the plan; buffers grow in steps.
 _ALIGNMENT, _STEP = 256, 1 << 20

@@ -1,12 +1,13 @@
 """Study folder -> result, step by step in the order of the room: study, phases, box, pixels, preprocess, backend.
 
-Every step's time is kept. Nothing is written here.
+Every step's time is kept; of preprocessing on a GPU the host's part only, the GPU's is part of "inference". Nothing is
+written here.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,19 +16,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fourphase.runtime.backend import Outputs
 from fourphase.runtime.backends import Choice, choose_backend
 from fourphase.runtime.box import FittedBox, check_coverage, fit_box, read_box
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.console import progress
-from fourphase.runtime.errors import Notice
+from fourphase.runtime.errors import Notice, UsageError
+from fourphase.runtime.gpu_preprocess import Hounsfield
 from fourphase.runtime.phases import PhaseMatch, assign_phases
 from fourphase.runtime.pixels import read_hu
 from fourphase.runtime.plan_choice import PlanPolicy
-from fourphase.runtime.preprocess import normalized, plan_sampling
+from fourphase.runtime.preprocess import SamplingPlan, plan_sampling
 from fourphase.runtime.result import PhaseRecord, StudyResult, case_hash
 from fourphase.runtime.selfcheck import SelfCheck, self_check
 from fourphase.runtime.study import read_study
+from fourphase.runtime.study_input import HostInput, Preprocessing, check_wanted, load_preprocessing
 
 __all__ = ["LoadedModel", "PreparedStudy", "StudyRequest", "load_model", "prepare_study", "run_study"]
 
@@ -53,25 +57,40 @@ class PreparedStudy:
     """A study as the network takes it.
 
     Attributes:
-        input: float32 (P, T, C, H, W), windowed and normalised.
+        array: as `input`, or None: it was made on the GPU and stayed there.
         timings_ms: scan, read, preprocess.
     """
 
     uid: str
-    input: NDArray[np.float32]
+    array: NDArray[np.float32] | None
     phases: Mapping[str, PhaseMatch]
     box: FittedBox
     warnings: tuple[Notice, ...]
     timings_ms: Mapping[str, float]
 
+    @property
+    def input(self) -> NDArray[np.float32]:
+        """float32 (P, T, C, H, W), windowed and normalised: what the network sees.
+
+        Raises: UsageError if it stayed on the GPU.
+        """
+        if self.array is None:
+            raise UsageError(
+                "the network's input was made on the GPU and not kept",
+                "call run_study with keep_input=True",
+                key="input_not_kept",
+            )
+        return self.array
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A verified bundle with a backend that reproduced its golden output."""
+    """A verified bundle with a backend that reproduced its golden output, and what makes its inputs."""
 
     bundle: Bundle
     choice: Choice
     check: SelfCheck
+    preprocessing: Preprocessing
 
 
 def load_model(
@@ -81,71 +100,126 @@ def load_model(
     require: str | None = None,
     precision: str | None = None,
     plans: PlanPolicy | None = None,
+    preprocess: str = "auto",
 ) -> LoadedModel:
     """Loads a bundle, chooses a backend and proves it on the golden input.
 
-    Raises: ModelIncompatible (20), IntegrityError (21), GPUUnavailable (22), SelfCheckFailed (23),
+    Args:
+        preprocess: "cpu", "gpu" (an error without an engine on a GPU) or "auto", the CPU in this version.
+
+    Raises: UsageError (2), ModelIncompatible (20), IntegrityError (21), GPUUnavailable (22), SelfCheckFailed (23),
         EnvironmentFault (24).
     """
+    check_wanted(preprocess, backend, require)
     with progress("loading the model", None):
         bundle = load_bundle(path)
         choice = choose_backend(bundle, backend, require=require, precision=precision, plans=plans)
-        return LoadedModel(bundle, choice, self_check(choice.backend, bundle))
+        check = self_check(choice.backend, bundle)
+        return LoadedModel(bundle, choice, check, load_preprocessing(preprocess, choice, bundle))
 
 
 def prepare_study(request: StudyRequest, phases: Sequence[str], config: PreprocessingConfig) -> PreparedStudy:
-    """Reads and preprocesses a study; only the voxels that the box needs are decoded.
+    """Reads and preprocesses a study on the CPU; only the voxels that the box needs are decoded.
 
     Raises: the StudyError that applies (10 to 17).
     """
     clock = _Clock()
+    found = _scanned(request, phases, config, clock)
+    target = HostInput(len(phases), config)
+    notices = _sample(found, config, target.put, clock)
+    return found.prepared(target.values, notices, clock.timings_ms)
+
+
+def run_study(
+    model: LoadedModel, request: StudyRequest, *, keep_input: bool = False
+) -> tuple[StudyResult, PreparedStudy]:
+    """Runs one study through a loaded model; also returns the prepared study.
+
+    Args:
+        keep_input: return the network's input also where it was made on the GPU (for --save-input).
+
+    Raises: as `prepare_study`, and what the backend raises.
+    """
+    started = time.perf_counter()
+    clock, config = _Clock(), model.bundle.preprocessing
+    found = _scanned(request, model.bundle.phases, config, clock)
+    with model.preprocessing.study() as target:
+        notices = _sample(found, config, target.put, clock)
+        timings = dict(clock.timings_ms)
+        with clock.step("inference"), progress("inference", None):
+            outputs = target.infer()
+        clock.timings_ms["total"] = (time.perf_counter() - started) * 1e3
+        array = target.array() if keep_input or model.preprocessing.device == "cpu" else None
+    prepared = found.prepared(array, notices, timings)
+    return _result(model, prepared, outputs, clock.timings_ms), prepared
+
+
+@dataclass(frozen=True, eq=False)
+class _Scanned:
+    """A study whose pixels have not been read."""
+
+    uid: str
+    phases: Mapping[str, PhaseMatch]
+    box: FittedBox
+    warnings: tuple[Notice, ...]
+
+    def prepared(
+        self, array: NDArray[np.float32] | None, notices: Sequence[Notice], timings_ms: Mapping[str, float]
+    ) -> PreparedStudy:
+        warnings = tuple(dict.fromkeys([*self.warnings, *notices]))
+        return PreparedStudy(self.uid, array, self.phases, self.box, warnings, timings_ms)
+
+
+def _scanned(request: StudyRequest, phases: Sequence[str], config: PreprocessingConfig, clock: _Clock) -> _Scanned:
     with clock.step("scan"):
         study = read_study(request.folder)
         given = read_box(request.box, request.label)
         around = given.region.grown(config.margin_mm)
         matches, notices = assign_phases(study, phases, request.phases, region=around)
-        series = {phase: match.series for phase, match in matches.items()}
-        box = fit_box(given, series)
-    warnings = [*study.warnings, *notices, *box.warnings]
-    slices, rows, columns = config.size
-    array = np.empty((len(phases), slices, config.channels, rows, columns), dtype=np.float32)
-    with progress("reading the phases", len(phases)) as advance:
-        for index, phase in enumerate(phases):
+        box = fit_box(given, {phase: match.series for phase, match in matches.items()})
+    ordered = {phase: matches[phase] for phase in phases}
+    return _Scanned(study.uid, ordered, box, (*study.warnings, *notices, *box.warnings))
+
+
+def _sample(
+    found: _Scanned,
+    config: PreprocessingConfig,
+    put: Callable[[int, SamplingPlan, Hounsfield], None],
+    clock: _Clock,
+) -> list[Notice]:
+    """Reads the voxels that each phase needs and hands them on with the plan for them."""
+    notices: list[Notice] = []
+    with progress("reading the phases", len(found.phases)) as advance:
+        for index, (phase, match) in enumerate(found.phases.items()):
             with clock.step("preprocess"):
-                region = box.by_phase[phase].grown(config.margin_mm)
-                warnings += check_coverage(series[phase], region)
-                plan = plan_sampling(series[phase].geometry, region, config)
+                region = found.box.by_phase[phase].grown(config.margin_mm)
+                notices += check_coverage(match.series, region)
+                plan = plan_sampling(match.series.geometry, region, config)
             with clock.step("read"):
-                hu = read_hu(series[phase], plan.window)
+                hu = read_hu(match.series, plan.window)
             with clock.step("preprocess"):
-                array[index] = normalized(plan.resample(hu), config)
+                put(index, plan, hu)
             advance(1)
-    return PreparedStudy(study.uid, array, matches, box, tuple(dict.fromkeys(warnings)), clock.timings_ms)
+    return notices
 
 
-def run_study(model: LoadedModel, request: StudyRequest) -> tuple[StudyResult, PreparedStudy]:
-    """Runs one study through a loaded model; also returns the prepared input (for --save-input)."""
-    started = time.perf_counter()
-    bundle = model.bundle
-    prepared = prepare_study(request, bundle.phases, bundle.preprocessing)
-    clock = _Clock(dict(prepared.timings_ms))
-    with clock.step("inference"), progress("inference", None):
-        outputs = model.choice.backend.infer(prepared.input[None])
+def _result(
+    model: LoadedModel, prepared: PreparedStudy, outputs: Outputs, timings_ms: Mapping[str, float]
+) -> StudyResult:
+    bundle, made = model.bundle, model.preprocessing
     box = _box_section(prepared.box, bundle.preprocessing.margin_mm)
-    clock.timings_ms["total"] = (time.perf_counter() - started) * 1e3
-    result = StudyResult(
+    return StudyResult(
         case=case_hash(f"{prepared.uid}\0{canonical_json(box)}", bundle.sha256),
         classes=bundle.classes,
         logits=outputs.logits[0],
         phases={phase: _record(match) for phase, match in prepared.phases.items()},
         box={**box, "clipped_mm": _rounded(prepared.box.clipped_mm), "source": prepared.box.source},
-        preprocessing_hash=bundle.preprocessing.hash,
+        preprocessing={"hash": bundle.preprocessing.hash, "device": made.device, "reason": made.reason},
         model={"bundle": bundle.path.name, "sha256": bundle.sha256, "precision": model.choice.backend.precision},
         backend=_backend_section(model.choice),
-        timings_ms=clock.timings_ms,
+        timings_ms=timings_ms,
         warnings=prepared.warnings,
     )
-    return result, prepared
 
 
 def _backend_section(choice: Choice) -> dict[str, Any]:
@@ -156,8 +230,8 @@ def _backend_section(choice: Choice) -> dict[str, Any]:
 class _Clock:
     """Adds up the milliseconds spent in named steps, in the order in which a study passes them."""
 
-    def __init__(self, timings_ms: dict[str, float] | None = None) -> None:
-        self.timings_ms = timings_ms or {"scan": 0.0, "read": 0.0, "preprocess": 0.0}
+    def __init__(self) -> None:
+        self.timings_ms = {"scan": 0.0, "read": 0.0, "preprocess": 0.0}
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

@@ -66,6 +66,7 @@ class FittingPlans:
         plans: "whole" -> bytes, or "trunk" and "tail" -> bytes. keys: likewise, their keys.
         slices: how many slices the trunk takes at once; None for a whole plan.
         max_batch: studies per run.
+        host_code: one of them carries a run time of its own; it fits only because that was allowed.
     """
 
     flavour: str
@@ -74,6 +75,7 @@ class FittingPlans:
     keys: Mapping[str, str]
     slices: int | None
     max_batch: int
+    host_code: bool = False
 
 
 def report_plans(bundle: Bundle, machine: Machine, policy: PlanPolicy | None = None) -> tuple[PlanReport, ...]:
@@ -164,6 +166,7 @@ def _loaded(store: PlanStore, entries: Sequence[PlanEntry], flavour: str, precis
         keys={meta["part"]: entry.key for entry, meta in zip(entries, metas, strict=True)},
         slices=next((meta["slices"] for meta in metas if meta["part"] == "trunk"), None),
         max_batch=min(batches),
+        host_code=any(meta["flags"].get("version_compatible") for meta in metas),
     )
 
 

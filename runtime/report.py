@@ -25,6 +25,9 @@ def print_result(result: StudyResult) -> None:
     )
     backend, model = result.backend, result.model
     console.print(f"model    {model['bundle']} {model['precision']}, sha256 {model['sha256'][:12]}", markup=False)
+    if result.preprocessing["device"] != "cpu":
+        made = result.preprocessing
+        console.print(f"input    made on the {made['device']}: {made['reason']}", markup=False)
     console.print(f"backend  {backend['name']}: {backend['reason']}; self-check {backend['self_check']}", markup=False)
     times = ", ".join(f"{step} {value:.0f} ms" for step, value in result.timings_ms.items())
     console.print(f"time     {times}")

@@ -48,7 +48,7 @@ class StudyResult:
         logits: float32 (K,), in the order of `classes`.
         phases: phase -> series, in the network's order.
         box: the contract's box section (space, min, max, margin_mm, clipped_mm, source).
-        preprocessing_hash: of the bundle's preprocessing section.
+        preprocessing: hash of the bundle's section, device ("cpu", "gpu") and why that one.
         model: bundle name, sha256, precision. backend: name, reason, self-check.
         timings_ms: scan, read, preprocess, inference, total; the only part that differs from run to run.
     """
@@ -58,7 +58,7 @@ class StudyResult:
     logits: NDArray[np.float32]
     phases: Mapping[str, PhaseRecord]
     box: Mapping[str, Any]
-    preprocessing_hash: str
+    preprocessing: Mapping[str, str]
     model: Mapping[str, str]
     backend: Mapping[str, Any]
     timings_ms: Mapping[str, float]
@@ -95,7 +95,7 @@ class StudyResult:
                 for phase, record in self.phases.items()
             },
             "box": dict(self.box),
-            "preprocessing": {"hash": self.preprocessing_hash},
+            "preprocessing": dict(self.preprocessing),
             "model": dict(self.model),
             "backend": dict(self.backend),
             "timings_ms": {step: round(value, 1) for step, value in self.timings_ms.items()},

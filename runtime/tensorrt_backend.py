@@ -1,28 +1,27 @@
 """The network on an NVIDIA GPU by TensorRT or TensorRT for RTX: verified plan bytes in, logits out.
 
-Two runs are in flight: the host prepares and uploads the next while the GPU computes. Split engines run the trunk over
-chunks of slices, so that only chunks of a study are on the device. Which plan is loaded, and what happens without one,
-is not decided here.
+Two runs are in flight: the host prepares and uploads the next while the GPU computes. Or one study at a time is written
+on the GPU (`device_study`) and never held by the host. Which plan is loaded, and what happens without one, is not
+decided here.
 """
 
 from __future__ import annotations
 
-import math
 import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fourphase.runtime.backend import Outputs
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.cuda_buffers import DeviceMemory, Outgoing, Staging, poison
-from fourphase.runtime.cuda_context import REQUIREMENTS, Gpu, Resources, is_available, open_gpu
-from fourphase.runtime.cuda_graph import Repeated
+from fourphase.runtime.cuda_buffers import Outgoing
+from fourphase.runtime.cuda_context import REQUIREMENTS, Closable, Gpu, Resources, is_available, open_gpu
+from fourphase.runtime.engine_model import DEPTH, DeviceStudy, Machine, Model, Split, Whole
 from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.flavour import Flavour, load_flavour
 from fourphase.runtime.inference_checks import check_input, checked_outputs
@@ -31,9 +30,8 @@ from fourphase.runtime.trt_session import EngineTensor, TrtSession, load_session
 __all__ = ["REQUIREMENTS", "EngineParts", "TensorRTBackend", "is_available", "load_engine_backend"]
 
 Floats = NDArray[np.float32]
+Held = TypeVar("Held", bound=Closable)
 
-#: Runs in flight.
-_DEPTH = 2
 _HALF_TOO = ("float32", "float16")
 
 
@@ -46,6 +44,7 @@ class EngineParts:
         slices: how many slices one run of the trunk takes; None for a whole engine.
         flavour: "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16" or "int8".
         max_batch: the studies one run of the engine (of the tail) takes at most.
+        host_code: the plans may run host code of their own (they are version-compatible, and the user allowed it).
     """
 
     plans: Mapping[str, bytes]
@@ -53,6 +52,7 @@ class EngineParts:
     flavour: str
     precision: str
     max_batch: int
+    host_code: bool = False
 
 
 class TensorRTBackend:
@@ -101,6 +101,29 @@ class TensorRTBackend:
                     yield _joined(gathered)
                     gathered = []
 
+    @contextmanager
+    def device_study(self) -> Iterator[DeviceStudy]:
+        """One study whose input is written on the GPU; nobody else can run anything until the block ends.
+
+        Raises: RuntimeError if an `infer` is not through; GPUUnavailable, also out_of_memory: a split model needs
+            memory for a whole study here. An interrupt closes the backend.
+        """
+        with self._occupied():
+            study = DeviceStudy(self._machine, self._model, self.input_shape)
+            try:
+                yield study
+                self._drain()
+            finally:
+                study.close()
+
+    @property
+    def gpu(self) -> Gpu:
+        return self._machine.gpu
+
+    def hold(self, held: Held) -> Held:
+        """Closes `held`, which has memory of this GPU, with the backend, before all that the backend has already."""
+        return self._machine.held.add(held)
+
     def close(self) -> None:
         """Waits for the GPU and frees everything, also after an error; twice is once."""
         self._closed = True
@@ -119,18 +142,14 @@ class TensorRTBackend:
             for start in range(0, len(study), self.max_batch):
                 yield study[start : start + self.max_batch], start + self.max_batch >= len(study)
 
-    def _pipeline(self, pieces: Iterator[tuple[Floats, bool]]) -> Generator[tuple[Outputs, bool], None, None]:
+    @contextmanager
+    def _occupied(self) -> Iterator[None]:
+        """This caller alone; if the block ends early, nothing on the GPU uses a buffer any more. Interrupts close."""
         if self._closed or not self._in_use.acquire(blocking=False):
             raise RuntimeError(f"the {self.name} backend is {'closed' if self._closed else 'already running'}")
-        flying: deque[tuple[Outgoing, int, bool]] = deque()
         landed = False
         try:
-            for number, (studies, is_last) in enumerate(pieces):
-                if len(flying) == _DEPTH:
-                    yield self._land(*flying.popleft())
-                flying.append((self._start(studies, number % _DEPTH), len(studies), is_last))
-            while flying:
-                yield self._land(*flying.popleft())
+            yield
             landed = True
         except (KeyboardInterrupt, SystemExit):
             self.close()
@@ -141,6 +160,16 @@ class TensorRTBackend:
                     self._drain()
             finally:
                 self._in_use.release()
+
+    def _pipeline(self, pieces: Iterator[tuple[Floats, bool]]) -> Generator[tuple[Outputs, bool], None, None]:
+        flying: deque[tuple[Outgoing, int, bool]] = deque()
+        with self._occupied():
+            for number, (studies, is_last) in enumerate(pieces):
+                if len(flying) == DEPTH:
+                    yield self._land(*flying.popleft())
+                flying.append((self._start(studies, number % DEPTH), len(studies), is_last))
+            while flying:
+                yield self._land(*flying.popleft())
 
     def _start(self, studies: Floats, index: int) -> Outgoing:
         with self._machine.gpu.current():
@@ -215,7 +244,15 @@ def _load_model(machine: Machine, flavour: Flavour, parts: EngineParts, bundle: 
 
     def load(role: str, source: EngineTensor, targets: Sequence[EngineTensor], max_batch: int) -> TrtSession:
         plan = parts.plans[role]
-        session = load_session(machine.gpu, flavour, plan, inputs=(source,), outputs=targets, max_batch=max_batch)
+        session = load_session(
+            machine.gpu,
+            flavour,
+            plan,
+            inputs=(source,),
+            outputs=targets,
+            max_batch=max_batch,
+            host_code=parts.host_code,
+        )
         return machine.held.add(session)
 
     if parts.slices is None:

@@ -24,7 +24,8 @@ from fourphase.runtime.errors import EnvironmentFault, GPUUnavailable
 from tests.support.fake_cuda import NAMES, Error, FakeCuda, LaunchError, LogicError, MemoryError_
 
 RUNTIME = Path(fourphase.runtime.__path__[0])
-MODULES = [RUNTIME / f"{name}.py" for name in ("cuda_context", "cuda_buffers", "cuda_graph", "tensorrt_backend")]
+_NAMES = ("cuda_context", "cuda_buffers", "cuda_graph", "engine_model", "tensorrt_backend", "kernel_check")
+MODULES = [RUNTIME / f"{name}.py" for name in _NAMES]
 #: What a variable or attribute of that name holds in these modules.
 ROLES = {
     "driver": "",

@@ -133,6 +133,15 @@ def test_asking_for_an_engine_that_is_not_there_names_the_cure(bundle: Bundle) -
         choose_backend(bundle, "tensorrt", precision="int8")
 
 
+def test_a_plan_with_host_code_is_loaded_only_if_that_is_allowed(bundle: Bundle) -> None:
+    key = put(bundle)
+    assert not loaded(choose_backend(bundle)).host_code
+    (bundle.path / f"engines/{key}.json").unlink()
+    put(bundle, flags={**META["flags"], "version_compatible": True})
+    assert "host code from plans is not allowed" in choose_backend(bundle).reason
+    assert loaded(choose_backend(bundle, plans=PlanPolicy(host_code=True))).host_code
+
+
 def test_without_pycuda_the_extra_is_named(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     put(bundle)
     monkeypatch.setattr(tensorrt_backend, "is_available", lambda: False)
