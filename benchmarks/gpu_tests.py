@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,21 +32,27 @@ def run_gpu_tests(save: Save, *, device: str) -> Outcome:
 
 
 def run_marked_tests(folder: Path, marker: str) -> Outcome:
-    """Runs the tests of a folder with a marker.
+    """Runs the tests of a folder with a marker, collecting only the files that speak of it: what others import may be
+    missing here.
 
-    Result: `passed`, `failed`, `skipped`, `errors` (counts; errors are those of fixtures and of modules that cannot be
-        imported) and `problems` (test and full text of every failure and error).
+    Result: `files`, `compilers` (whether nvcc and g++ are there), `passed`, `failed`, `skipped`, `errors` (counts; errors
+        are those of fixtures and of modules that cannot be imported) and `problems` (test and full text of every
+        failure and error).
     """
+    files = [path for path in sorted(folder.rglob("test_*.py")) if f"mark.{marker}" in path.read_text()]
+    if not files:
+        return Outcome("skipped", f"no test is marked {marker}")
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch, "report.xml")
         options = ["-q", "-m", marker, "--continue-on-collection-errors", "-p", "no:cacheprovider", "--tb=short"]
-        command = [sys.executable, "-m", "pytest", str(folder), *options, f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *map(str, files), *options, f"--junitxml={report}"]
         finished = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
         print(finished.stdout, finished.stderr)
         if not report.exists():
             return Outcome("failed", f"pytest ended with exit code {finished.returncode} and no report")
         cases = list(ElementTree.parse(report).iter("testcase"))
-    result = _counted(cases)
+    compilers = {name: shutil.which(name) is not None for name in ("nvcc", "g++")}
+    result = {"files": len(files), "compilers": compilers, **_counted(cases)}
     reason = ", ".join(f"{result[name]} {name}" for name in ("passed", "failed", "errors", "skipped"))
     if result["failed"] or result["errors"]:
         return Outcome("failed", reason, result)

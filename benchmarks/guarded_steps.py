@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -30,6 +31,8 @@ __all__ = ["Outcome", "Save", "Step", "error_record", "run_step", "run_steps"]
 Save = Callable[[Mapping[str, Any]], None]
 #: Characters of a step's stdout and stderr that are kept if it did not go well.
 _OUTPUT_KEPT = 6000
+#: With less time left a step is not begun: starting Python and importing torch takes as much.
+_SHORTEST_S = 10.0
 _WENT_WRONG = ("failed", "crashed", "timeout")
 
 
@@ -66,15 +69,27 @@ class Step:
     instead_of: str | None = None
 
 
-def run_steps(steps: Iterable[Step], budget_s: float, ended: Callable[[str, dict[str, Any]], None]) -> None:
+def run_steps(
+    steps: Iterable[Step],
+    budget_s: float,
+    ended: Callable[[str, dict[str, Any]], None],
+    within_s: float | None = None,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+) -> None:
     """Runs steps in order, each for at most `budget_s`, and tells `ended` the name and record of each.
 
     A `needs` or `instead_of` that names no step of these is not looked at.
+
+    Args:
+        within_s: what all steps together may take; the last one gets what is left, the others are skipped.
     """
     statuses: dict[str, str] = {}
+    started = clock()
     for step in steps:
-        reason = _not_run(step, statuses)
-        record = _skipped(reason) if reason else run_step(step, budget_s)
+        left = math.inf if within_s is None else within_s - (clock() - started)
+        reason = _not_run(step, statuses) or ("" if left >= _SHORTEST_S else f"the {within_s:g} s of the call are over")
+        record = _skipped(reason) if reason else run_step(step, min(budget_s, left))
         statuses[step.name] = record["status"]
         ended(step.name, record)
 

@@ -1,7 +1,7 @@
-"""Builds one model of a kit with TensorRT or TensorRT for RTX, runs it on this GPU and compares it with PyTorch FP32.
+"""Builds models of a kit with TensorRT or TensorRT for RTX, runs them on this GPU and holds them to their references.
 
-The engine that is timed is the one that was compared: nothing marked, at one study and at the profile's maximum. Its
-buffers are torch CUDA tensors; the product's own GPU runtime is not involved.
+The engine that is timed is the one that was compared: nothing marked, at one study and at the profile's maximum. It is
+run on torch's CUDA tensors, and once more by the product's own run time where pycuda is there.
 """
 
 from __future__ import annotations
@@ -13,161 +13,199 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from fourphase.benchmarks.differences import FP32_RTOL, difference
-from fourphase.benchmarks.gpu_kit import BATCH, KitModel, load_kit_model
-from fourphase.benchmarks.guarded_steps import Outcome, Save
-from fourphase.benchmarks.latency_stats import QUICK, Protocol, Sample, measure_interleaved, statistics
-from fourphase.benchmarks.torch_timer import Inference, Transfers, own_stream, timed
-from fourphase.engine.build import EnginePlan, build_engine
-from fourphase.engine.options import BuildOptions, EngineSource
+from fourphase.benchmarks.differences import difference
+from fourphase.benchmarks.engine_on_tensors import EngineOnTensors
+from fourphase.benchmarks.engine_recording import build_record, built_anyway, record_engine
+from fourphase.benchmarks.gpu_kit import BATCH, KitModel, judged, load_kit_model
+from fourphase.benchmarks.guarded_steps import Outcome, Save, error_record
+from fourphase.benchmarks.latency_stats import QUICK, Measurement, Protocol, measure_interleaved, statistics
+from fourphase.benchmarks.session_on_buffers import SessionOnBuffers
+from fourphase.engine.options import BuildOptions
 from fourphase.runtime.cuda import probe
+from fourphase.runtime.cuda_context import is_available
+from fourphase.runtime.errors import FourphaseError
 from fourphase.runtime.flavour import FLAVOURS, Flavour, load_flavour
-from fourphase.runtime.trt_logger import BuildLog, logger_of
 
-__all__ = ["EngineOnTensors", "check_model"]
+__all__ = ["check_model", "check_pair", "why_not"]
 
 Floats = NDArray[np.float32]
+Infer = Callable[[Mapping[str, Floats]], dict[str, Floats]]
 
 
 def check_model(
-    save: Save, *, kit: str, model: str, target: str, capability: str | None, device: str, quick: bool
+    save: Save,
+    *,
+    kit: str,
+    model: str,
+    target: str,
+    capability: str | None,
+    device: str,
+    quick: bool,
+    recordings: str | None = None,
 ) -> Outcome:
-    """Builds, runs, compares and times one model.
+    """Builds, runs, compares, audits and times one model.
 
     Args:
         model: one of gpu_kit.MODELS.
         target: "tensorrt" or "tensorrt-rtx".
         capability: the compute capability to build for; None for the GPU at hand.
+        recordings: folder for the inspector's JSON.
 
-    Result: `version`, `build`, `comparisons` (one per batch size), `rows` (one per batch size, as in torch_latency)
-        and `cost`. Without a GPU only the build of TensorRT for RTX is rehearsed.
+    Result: `version`, `build`, `comparisons` (one per batch size), `product` (the same by the product's run time, or
+        why not), `inspector` (as loaded, and after the runs if it then says something else), `rows` (one per batch
+        size, as in torch_latency) and `cost`. Without a GPU only the build of TensorRT for RTX is rehearsed.
     """
-    if importlib.util.find_spec(FLAVOURS[target]) is None:
-        return Outcome("skipped", f"the Python module {FLAVOURS[target]} is not installed")
-    gpu = probe()
-    if device == "cpu" and target == "tensorrt":
-        return Outcome("skipped", "TensorRT is used on a CUDA device only")
+    reason = why_not(target, device)
+    if reason:
+        return Outcome("skipped", reason)
     flavour, content = load_flavour(target), load_kit_model(Path(kit), model)
     result: dict[str, Any] = {"flavour": target, "version": flavour.version, "model": model, "cost": content.cost}
     save(result)
-    options = BuildOptions(batch=content.profile, compute_capabilities=(capability,) if capability else ())
-    built = build_engine(EngineSource(content.onnx, "fp32"), target, options)
-    result["build"] = _build_record(built)
+    plan, result["build"] = _built(content, target, capability)
     save(result)
     if device == "cpu":
-        return Outcome("skipped", f"built, not run: {gpu.reason}", result)
-    engine = EngineOnTensors(flavour, built.plan)
-    result |= {"comparisons": [], "rows": []}
-    for batch in (1, BATCH):
-        result["comparisons"].append({"batch": batch, **_compared(engine, content, batch)})
-        save(result)
+        return Outcome("skipped", f"built, not run: {probe().reason}", result)
+    engine = EngineOnTensors(flavour, plan)
+    place = Path(recordings, f"{target}-{model}-{capability or 'current'}") if recordings else None
+    result["inspector"] = [_recorded(engine, content, place, "loaded")]
+    save(result)
+    result["comparisons"] = _comparisons(engine.infer, content)
+    save(result)
+    _record_again(result["inspector"], engine, content, place)
+    result["product"] = _by_product(flavour, plan, content)
+    save(result)
     wrong = [entry["batch"] for entry in result["comparisons"] if not entry["passed"]]
     if wrong:
-        return Outcome("failed", f"off PyTorch FP32 at batch {', '.join(map(str, wrong))}", result)
+        return Outcome("failed", f"off the reference at batch {', '.join(map(str, wrong))}", {**result, "rows": []})
     result["rows"] = _timed_rows(engine, content, target, quick)
+    if result["product"]["state"] == "failed":
+        return Outcome("failed", f"the product's run time: {result['product']['reason']}", result)
     return Outcome("ok", result=result)
 
 
-def _build_record(built: EnginePlan) -> dict[str, Any]:
-    kept = ("compute_capabilities", "profile", "flags", "build_seconds", "warnings")
-    return {"plan_bytes": len(built.plan), **{name: built.meta[name] for name in kept}}
+def check_pair(
+    save: Save, *, kit: str, models: list[str], target: str, device: str, quick: bool, capabilities: list[str | None]
+) -> Outcome:
+    """Two models that compute the same, timed in turns; see `check_model`.
+
+    Args:
+        capabilities: what to build for, tried in this order until both engines load.
+
+    Result: `builds`, `refused` (what did not load, and why), `difference` of the two at the profile's maximum, and
+        `rows` per model and batch size.
+    """
+    reason = why_not(target, device)
+    if reason:
+        return Outcome("skipped", reason)
+    flavour, contents = load_flavour(target), [load_kit_model(Path(kit), name) for name in models]
+    result: dict[str, Any] = {"flavour": target, "version": flavour.version, "models": models, "refused": []}
+    if device == "cpu":
+        result["builds"] = [_built(content, target, None)[1] for content in contents]
+        return Outcome("skipped", f"built, not run: {probe().reason}", result)
+    for capability in capabilities:
+        try:
+            built = [_built(content, target, capability) for content in contents]
+            engines = [EngineOnTensors(flavour, plan) for plan, _ in built]
+        except (FourphaseError, RuntimeError) as error:
+            result["refused"].append({"capability": capability, "error": error_record(error)})
+            save(result)
+            continue
+        result["builds"] = [record for _, record in built]
+        first, second = (one.infer(content.studies(BATCH)[0]) for one, content in zip(engines, contents, strict=True))
+        result["difference"] = difference(second, first)
+        save(result)
+        result["rows"] = _pair_rows(engines, contents, quick)
+        return Outcome("ok", result=result)
+    return Outcome("failed", "no engine could be loaded", result)
 
 
-def _compared(engine: EngineOnTensors, content: KitModel, batch: int) -> dict[str, Any]:
+def why_not(target: str, device: str) -> str:
+    """Why a flavour of TensorRT cannot be checked here, "" if it can."""
+    if importlib.util.find_spec(FLAVOURS[target]) is None:
+        return f"the Python module {FLAVOURS[target]} is not installed"
+    if device == "cpu" and target == "tensorrt":
+        return "TensorRT is used on a CUDA device only"
+    return ""
+
+
+def _built(content: KitModel, target: str, capability: str | None) -> tuple[bytes, dict[str, Any]]:
+    options = BuildOptions(batch=content.profile, compute_capabilities=(capability,) if capability else ())
+    built, refusal = built_anyway(content.source, target, options)
+    return built.plan, build_record(built, refusal)
+
+
+def _recorded(
+    engine: EngineOnTensors, content: KitModel, place: Path | None, when: str, context: Any = None
+) -> dict[str, Any]:
+    target = place and place.with_name(f"{place.name}.{when}.json")
+    return {"when": when, **record_engine(engine.trt, engine.engine, content.source, target, context)}
+
+
+def _record_again(
+    records: list[dict[str, Any]], engine: EngineOnTensors, content: KitModel, place: Path | None
+) -> None:
+    """A context that has run may tell more; if it says the same, one recording is enough."""
+    again = _recorded(engine, content, place, "ran", engine.context)
+    if again["sha256"] != records[0]["sha256"]:
+        records.append(again)
+    elif place is not None and again["file"] is not None:
+        (place.parent / again["file"]).unlink()
+
+
+def _comparisons(infer: Infer, content: KitModel) -> list[dict[str, Any]]:
+    return [{"batch": batch, **_compared(infer, content, batch)} for batch in (1, BATCH)]
+
+
+def _compared(infer: Infer, content: KitModel, batch: int) -> dict[str, Any]:
     """One inference against the reference; TensorRT for RTX compiles kernels in the first one of a shape."""
     inputs, reference = content.studies(batch)
     started = time.perf_counter()
-    outputs = engine.infer(inputs)
+    outputs = infer(inputs)
     seconds = time.perf_counter() - started
-    found = difference(outputs, reference)
-    passed = found["relative"] is not None and found["relative"] <= FP32_RTOL
-    return {**found, "allowed": FP32_RTOL, "passed": passed, "first_run_s": round(seconds, 3)}
+    return {**judged(outputs, reference, content.allowed), "first_run_s": round(seconds, 3)}
+
+
+def _by_product(flavour: Flavour, plan: bytes, content: KitModel) -> dict[str, Any]:
+    """The same comparisons by the product's run time: `state` is "ok", "failed" or "skipped"."""
+    if not is_available():
+        return {"state": "skipped", "reason": "pycuda is not installed", "comparisons": []}
+    try:
+        with SessionOnBuffers(flavour, plan, content.inputs, content.outputs, content.profile[2]) as session:
+            found = _comparisons(session.infer, content)
+    except FourphaseError as error:
+        return {"state": "failed", "reason": error.message, "comparisons": [], "error": error_record(error)}
+    wrong = [str(entry["batch"]) for entry in found if not entry["passed"]]
+    reason = f"off the reference at batch {', '.join(wrong)}" if wrong else ""
+    return {"state": "failed" if wrong else "ok", "reason": reason, "comparisons": found}
 
 
 def _timed_rows(engine: EngineOnTensors, content: KitModel, target: str, quick: bool) -> list[dict[str, Any]]:
-    protocol = QUICK if quick else Protocol()
     rows = []
     for batch in (1, BATCH):
         candidate = engine.candidate(content.studies(batch)[0])
-        measurement = measure_interleaved({target: candidate}, protocol)[target]
-        if measurement.error:
-            raise measurement.error
-        row = {"variant": f"{target} fp32", "precision": "fp32", "batch": batch, "status": "ok"}
-        rows.append({**row, "statistics": statistics(measurement, batch)})
+        measured = measure_interleaved({target: candidate}, _protocol(quick))[target]
+        rows.append(_row(f"{target} {content.precision}", content, measured, batch))
     return rows
 
 
-class EngineOnTensors:
-    """A deserialized engine that reads and writes torch tensors on its own stream.
+def _pair_rows(engines: list[EngineOnTensors], contents: list[KitModel], quick: bool) -> list[dict[str, Any]]:
+    rows = []
+    for batch in (1, BATCH):
+        pairs = zip(engines, contents, strict=True)
+        candidates = {content.name: engine.candidate(content.studies(batch)[0]) for engine, content in pairs}
+        measured = measure_interleaved(candidates, _protocol(quick))
+        rows += [_row(content.name, content, measured[content.name], batch) for content in contents]
+    return rows
 
-    Every status of TensorRT is checked, and what its logger said is in the error.
-    """
 
-    def __init__(self, flavour: Flavour, plan: bytes, device: str = "cuda") -> None:
-        """Raises: RuntimeError if the plan is refused on this machine."""
-        self.trt = trt = flavour.trt
-        self.log: BuildLog = logger_of(flavour)
-        self.device = torch.device(device)
-        self.stream = own_stream(self.device)
-        self.runtime = runtime = trt.Runtime(self.log)
-        self.engine = engine = self._checked(runtime.deserialize_cuda_engine(plan), "the plan was not deserialized")
-        self.context = self._checked(engine.create_execution_context(), "no execution context was created")
-        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-        self.inputs = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
-        self.outputs = [name for name in names if name not in self.inputs]
-        for name in names:
-            self._checked(engine.get_tensor_dtype(name) == trt.DataType.FLOAT, f"{name} is not float32")
+def _protocol(quick: bool) -> Protocol:
+    return QUICK if quick else Protocol()
 
-    def infer(self, inputs: Mapping[str, Floats]) -> dict[str, Floats]:
-        """Runs once: host arrays in, new host arrays out."""
-        on_device = {name: torch.from_numpy(value).to(self.device) for name, value in inputs.items()}
-        outputs = self._bind(on_device)
-        self._synchronize()  # the inputs were copied on another stream
-        self._enqueue()
-        self._synchronize()
-        return {name: value.cpu().numpy() for name, value in outputs.items()}
 
-    def candidate(self, inputs: Mapping[str, Floats]) -> Callable[[], Sample]:
-        """A function that runs once, copies from and to the host included, and returns its times."""
-        (name,) = self.inputs
-        transfers = Transfers(torch.from_numpy(inputs[name]), self.device)
-        outputs = self._bind({name: transfers.input})
-        self._synchronize()
-        results = [outputs[name] for name in self.outputs]
-        return timed(Inference(transfers.upload, self._enqueue, lambda: transfers.download(results)), self.stream)
-
-    def _bind(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Sets shapes and addresses; the caller keeps the tensors alive while the engine runs."""
-        context = self.context
-        for name in self.inputs:
-            self._checked(context.set_input_shape(name, tuple(inputs[name].shape)), f"{name} refuses its shape")
-            self._checked(context.set_tensor_address(name, inputs[name].data_ptr()), f"{name} refuses its address")
-        missing = context.infer_shapes()
-        self._checked(not missing, f"shapes are unknown for {missing}")
-        outputs = {}
-        for name in self.outputs:
-            # NaN, so that what the engine leaves unwritten is seen.
-            output = torch.full(tuple(context.get_tensor_shape(name)), torch.nan, device=self.device)
-            self._checked(context.set_tensor_address(name, output.data_ptr()), f"{name} refuses its address")
-            outputs[name] = output
-        return outputs
-
-    def _enqueue(self) -> None:
-        context = self.context
-        handle = self.stream.cuda_stream if self.stream else 0
-        self._checked(context.execute_async_v3(handle), "execute_async_v3 returned False")
-
-    def _synchronize(self) -> None:
-        if self.stream:
-            torch.cuda.synchronize()
-
-    def _checked(self, value: Any, problem: str) -> Any:
-        """The value, or an error with every line TensorRT logged if it is None or False."""
-        if value is None or value is False:
-            said = "; ".join(self.log.texts("error")) or "TensorRT gave no reason"
-            raise RuntimeError(f"{problem}: {said}")
-        return value
+def _row(variant: str, content: KitModel, measured: Measurement, batch: int) -> dict[str, Any]:
+    if measured.error:
+        raise measured.error
+    row = {"variant": variant, "precision": content.precision, "batch": batch, "status": "ok"}
+    return {**row, "statistics": statistics(measured, batch)}

@@ -15,7 +15,7 @@ from typing import Protocol, cast
 from fourphase.runtime.backend import Backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cpu import int8_instructions
-from fourphase.runtime.cuda import Probe, probe
+from fourphase.runtime.cuda import probe
 from fourphase.runtime.errors import EnvironmentFault, FourphaseError, GPUUnavailable, ModelIncompatible, UsageError
 from fourphase.runtime.gpu_choice import GpuChoice, NoEngine, choose_engine
 from fourphase.runtime.plan_choice import PlanPolicy

@@ -1,8 +1,9 @@
 """One TensorRT engine on the GPU: plan bytes in, bound work out, every answer of TensorRT checked.
 
-The bytes must have been verified by the caller: deserializing a plan runs native code. `engine_host_code_allowed` is
-left False unless the user allowed it. Every bound work has an execution context of its own with fixed shapes and addresses, as a CUDA graph
-demands; the contexts share their scratch memory, so they run on one stream. Called within `Gpu.current()`.
+The bytes must have been verified by the caller: deserializing a plan runs native code. `engine_host_code_allowed` stays
+False unless the user allowed it. Every bound work has an execution context of its own with fixed shapes and addresses,
+as a CUDA graph demands; the contexts share their scratch memory, so they run on one stream. Called within
+`Gpu.current()`.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def load_session(
     """Deserializes verified plan bytes and checks names, modes, types, shapes and the batch sizes 1 to `max_batch`.
 
     Args:
-        host_code: let the plan run host code of its own (a version-compatible one carries a run time); never by default.
+        host_code: let the plan run host code of its own, as a version-compatible one must; never by default.
 
     Raises: ModelIncompatible with what TensorRT says if it refuses the plan, or if the engine is not the expected one;
         GPUUnavailable (out_of_memory, gpu_lost).
