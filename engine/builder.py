@@ -74,7 +74,7 @@ def build_plan(flavour: Flavour, source: EngineSource, options: BuildOptions, ca
     config = builder.create_builder_config()
     capabilities, notes = capabilities_for(flavour, options.compute_capabilities)
     profile = _add_profile(builder, network, config, options)
-    notes += _configure(flavour, config, options, source)
+    notes += _configure(flavour, config, options, source, builder.num_DLA_cores)
     set_capabilities(flavour, config, options.compute_capabilities, capabilities)
     use = CacheUse("off") if flavour.is_rtx else attach_cache(config, cache)
     plan = builder.build_serialized_network(network, config)
@@ -108,7 +108,9 @@ def _add_profile(builder: Any, network: Any, config: Any, options: BuildOptions)
     return shapes
 
 
-def _configure(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource) -> tuple[str, ...]:
+def _configure(
+    flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource, cores: int
+) -> tuple[str, ...]:
     """Everything of the configuration but profile and GPUs; returns notes."""
     trt = flavour.trt
     # On by default: 10 bits of mantissa in what calls itself FP32.
@@ -118,7 +120,7 @@ def _configure(flavour: Flavour, config: Any, options: BuildOptions, source: Eng
     if options.version_compatible:
         config.set_flag(trt.BuilderFlag.VERSION_COMPATIBLE)
     if options.dla_core is not None:
-        _use_dla(flavour, config, options, source)
+        _use_dla(flavour, config, options, source, cores)
     if options.hardware_compatibility != "none":
         config.hardware_compatibility_level = _hardware_level(flavour, options)
     if options.optimization_level is None:
@@ -164,9 +166,16 @@ def _hardware_level(flavour: Flavour, options: BuildOptions) -> Any:
     return found
 
 
-def _use_dla(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource) -> None:
+def _use_dla(flavour: Flavour, config: Any, options: BuildOptions, source: EngineSource, cores: int) -> None:
     trt = flavour.trt
     _check_dla(flavour, source.part, source.precision)
+    if options.dla_core not in range(cores):
+        # With the fallback to the GPU it would build all the same, and only be called what it is not.
+        raise UsageError(
+            f"this TensorRT finds {cores} deep learning accelerators here, so there is no core {options.dla_core}",
+            "leave --dla out, or see docs/jetson.md for the boards and versions that have them",
+            key="dla_impossible",
+        )
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = options.dla_core
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
@@ -174,17 +183,16 @@ def _use_dla(flavour: Flavour, config: Any, options: BuildOptions, source: Engin
 
 def _check_dla(flavour: Flavour, part: str, precision: str | None) -> None:
     """Raises: UsageError (2) where the deep learning accelerator cannot compute what it is asked to."""
+    cure = "give --split SLICES with --precision fp16 or int8: it then takes the trunk alone"
     if flavour.is_rtx:
-        cause = "TensorRT for RTX does not know the deep learning accelerator"
+        cause, cure = "TensorRT for RTX does not know the deep learning accelerator", "leave --dla out"
     elif part != "trunk":
         cause = "the deep learning accelerator cannot run the GRU (no loops there)"
     elif precision == "fp32":
         cause = "the deep learning accelerator computes in FP16 and INT8 only"
     else:
         return
-    raise UsageError(
-        cause, "give --split SLICES with --precision fp16 or int8: it then takes the trunk alone", key="dla_impossible"
-    )
+    raise UsageError(cause, cure, key="dla_impossible")
 
 
 def _audited(

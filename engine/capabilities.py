@@ -29,7 +29,7 @@ def capabilities_for(flavour: Flavour, wanted: Sequence[str]) -> tuple[tuple[str
             key="compute_capability_unknown",
         )
     if wanted:
-        return tuple(dict.fromkeys(wanted)), ()
+        return tuple(sorted(set(wanted), key=lambda one: [int(part) for part in one.split(".")])), ()
     if device is not None:
         return (device.compute_capability,), ()
     note = f"built for compute capability {DEFAULT_COMPUTE_CAPABILITY}, the default: {flavour.gpu.reason}"

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,12 +24,13 @@ from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.engine.parse import build_error
 from fourphase.engine.timing_cache import CacheUse
 from fourphase.runtime.atomic import write_file
-from fourphase.runtime.errors import FourphaseError, error_from_dict
+from fourphase.runtime.errors import FourphaseError, OutputNotWritable, error_from_dict
 from fourphase.runtime.flavour import load_flavour
 
 __all__ = ["COMMAND", "build_in_child"]
 
 COMMAND = (sys.executable, "-m", "fourphase.engine.child")
+_PREFIX = "fourphase-build-"
 _REQUEST, _ONNX, _PLAN, _RECORD, _OUTPUT = "request.json", "model.onnx", "engine.plan", "record.json", "output.txt"
 #: prctl's "send me this signal when my parent dies" (linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
@@ -41,9 +43,10 @@ def build_in_child(target: str, source: EngineSource, options: BuildOptions, cac
     Raises: what the child raised; EngineBuildFailed (26) with the key OUT_OF_MEMORY if it was killed by SIGKILL, as the
         system does when memory runs out, and with what it printed last if it ended in another way.
     """
-    with tempfile.TemporaryDirectory(prefix="fourphase-build-") as name:
+    _sweep()
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name:
         folder = Path(name)
-        (folder / _ONNX).write_bytes(source.onnx)
+        write_file(folder / _ONNX, source.onnx)
         request = {
             "parent": os.getpid(),
             "target": target,
@@ -58,14 +61,32 @@ def build_in_child(target: str, source: EngineSource, options: BuildOptions, cac
             "options": options.to_dict(),
             "cache": None if cache is None else str(cache),
         }
-        (folder / _REQUEST).write_text(json.dumps(request))
+        write_file(folder / _REQUEST, json.dumps(request).encode())
         code = _run(folder)
         record = _record_of(folder)
+        if record is None and code == OutputNotWritable.code:
+            raise OutputNotWritable(
+                "the temporary folder is full: the engine could not be written there",
+                "free space, or let the environment variable TMPDIR name a larger folder",
+                key="temporary_folder_full",
+            )
         if record is None:
             raise _ended(code, folder, options)
         if "error" in record:
             raise error_from_dict(record["error"])
         return _built(record, (folder / _PLAN).read_bytes())
+
+
+def _sweep() -> None:
+    """Takes away what builds left whose process was killed: a model and perhaps a plan each."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            parent = int(json.loads((folder / _REQUEST).read_bytes())["parent"])
+            os.kill(parent, 0)
+        except ProcessLookupError:
+            shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
 
 
 def _run(folder: Path) -> int:
@@ -142,7 +163,7 @@ def _child(folder: Path) -> None:
         cure = "free memory, or give a smaller --workspace"
         fault = build_error("memory ran out while the engine was built", cure, key=OUT_OF_MEMORY)
         return _leave(folder, {"error": fault.to_dict()})
-    (folder / _PLAN).write_bytes(built.plan)
+    write_file(folder / _PLAN, built.plan)
     record = {
         "profile": built.profile,
         "cache_state": built.timing_cache.state,
@@ -167,4 +188,8 @@ def _die_with_parent(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    _child(Path(sys.argv[1]))
+    try:
+        _child(Path(sys.argv[1]))
+    except OutputNotWritable as error:
+        print(error.message)
+        sys.exit(error.code)

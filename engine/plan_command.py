@@ -59,6 +59,12 @@ def build_options(
         raise UsageError(
             f"--batch {batch} is not MIN,OPT,MAX", "write for example --batch 1,1,4", key="batch"
         ) from None
+    if low > 1:
+        raise UsageError(
+            f"--batch {batch}: an engine for {low} studies at least could not run one",
+            "let MIN be 1",
+            key="profile_invalid",
+        )
     return BuildOptions(
         batch=(low, opt, high),
         workspace_bytes=workspace << 20,

@@ -111,6 +111,10 @@ def _ensure(
     store: PlanStore, target: str, source: EngineSource, options: BuildOptions, force: bool, lock_timeout_s: float
 ) -> PlanOutcome:
     key = plan_key(plan_identity(source, load_flavour(target), options))
+    found = None if force else _verified(store, key)
+    if found is not None:
+        return PlanOutcome(key, "found", found)
+    store.prepare(key)
     waiting = f"another process is building engine {key}; waiting for it"
     with locked(
         store.key_lock(key), lock_timeout_s, what=f"the build of engine {key}", waiting=lambda: note(waiting)

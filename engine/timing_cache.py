@@ -42,7 +42,8 @@ def attach_cache(config: Any, path: Path | None) -> CacheUse:
         return CacheUse("off")
     before = _read(path)
     cache = config.create_timing_cache(before)
-    if config.set_timing_cache(cache, False):
+    # What TensorRT cannot read at all it answers with None.
+    if cache is not None and config.set_timing_cache(cache, False):
         return CacheUse("hit" if before else "miss", (len(before), len(before)))
     config.set_timing_cache(config.create_timing_cache(b""), False)
     return CacheUse("rejected", (len(before), 0))
@@ -60,7 +61,9 @@ def keep_cache(config: Any, path: Path | None, use: CacheUse) -> CacheUse:
             theirs = _read(path)
             if use.state != "rejected" and theirs:
                 # What TensorRT cannot merge is replaced: it is of another version or damaged.
-                mine.combine(config.create_timing_cache(theirs), False)
+                other = config.create_timing_cache(theirs)
+                if other is not None:
+                    mine.combine(other, False)
                 after = bytes(mine.serialize())
             write_file(path, after)
     except (LockTimeout, OutputNotWritable):

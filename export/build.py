@@ -25,7 +25,7 @@ from fourphase.calibration.qdq import unquantized_nodes
 from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
 from fourphase.engine.build import EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, SplitOnnx, check_target, write_bundle
-from fourphase.engine.options import BuildOptions
+from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
 from fourphase.engine.plans import engine_options, sources_of
 from fourphase.export.blocks import record_blocks
 from fourphase.export.build_report import (
@@ -48,7 +48,7 @@ from fourphase.export.parity import ParityReport, measure_parity, require_parity
 from fourphase.export.report_html import report_html
 from fourphase.export.split import SplitModel, check_slices, require_equal, split_memory, split_model
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.console import progress
+from fourphase.runtime.console import note, progress
 from fourphase.runtime.errors import UsageError
 from fourphase.runtime.flavour import Target, choose_target
 from fourphase.runtime.golden import study_from_codes
@@ -162,6 +162,8 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     started = time.monotonic()
     check_target(output)
     target, options = choose_target(request.target), request.engine
+    if target.name == "none" and (options != DEFAULT_OPTIONS or request.rebuilds > 1):
+        note(f"no engine is built ({target.reason}): options for it are not used")
     if target.name != "none":
         check_build(target.name, options, request.precision)
     gru, acceptance, policy = chosen_gru(request.gru), request.thresholds(), request.given_policy()

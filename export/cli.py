@@ -37,6 +37,9 @@ ConfigOption = Annotated[
 ]
 TargetOption = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or none (ONNX only).")]
 AcceptOption = Annotated[Path | None, typer.Option(help="TOML with other thresholds for the gates.")]
+PlansOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
 
@@ -164,6 +167,7 @@ def verify(
         Path | None, typer.Option(help="Also judge every precision on these studies (a set of fp-export calibrate).")
     ] = None,
     accept: AcceptOption = None,
+    plans: PlansOption = None,
     config: ConfigOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
@@ -180,7 +184,7 @@ def verify(
             raise UsageError("an .onnx is verified against a checkpoint", "give --checkpoint", key="checkpoint_needed")
         report = verify_onnx(subject, checkpoint, config)
     else:
-        report = verify_bundle(subject, checkpoint, config, evaluation=evaluation, accept=accept)
+        report = verify_bundle(subject, checkpoint, config, evaluation=evaluation, accept=accept, plans=plans)
     if json_output:
         print(json.dumps(report, indent=1))
         return
@@ -203,9 +207,7 @@ app.command("triton")(triton)
 @app.command()
 def inspect(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE")],
-    plans: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
-    ] = None,
+    plans: PlansOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import progress
 from fourphase.runtime.cuda import probe
+from fourphase.runtime.plan_choice import PlanPolicy
 from fourphase.runtime.plan_meta import misfits, this_machine
 from fourphase.runtime.selfcheck import self_check
 
@@ -67,7 +69,7 @@ def _why_not(engines: Sequence[EnginePlan]) -> str | None:
         return probe().reason
     machine = this_machine()
     hashes = {engine.meta["onnx_sha256"] for engine in engines}
-    reasons = [reason for engine in engines for reason in misfits(engine.meta, machine, hashes)]
+    reasons = [one for engine in engines for one in misfits(engine.meta, machine, hashes, host_code=True)]
     return f"the engine is not for this machine: {reasons[0]}" if reasons else None
 
 
@@ -76,9 +78,11 @@ def _measured(contents: BundleContents, precision: str) -> dict[str, Any]:
     flavour = contents.engines[0].meta["flavour"]
     with tempfile.TemporaryDirectory(prefix="fourphase-check-") as folder:
         bundle = write_bundle(Path(folder) / "bundle", contents)
-        backend = choose_backend(bundle, flavour, precision=precision).backend
-        check = self_check(backend, bundle, all_inputs=True)
-        logits, latencies = _run(backend, bundle, precision)
+        # Host code in these plans is ours: they were built a moment ago.
+        choice = choose_backend(bundle, flavour, precision=precision, plans=PlanPolicy(host_code=True))
+        with closing(choice.backend) as backend:
+            check = self_check(backend, bundle, all_inputs=True)
+            logits, latencies = _run(backend, bundle, precision)
     return {
         "keys": [engine.key for engine in contents.engines],
         "plan_sha256": [engine.meta["plan_sha256"] for engine in contents.engines],

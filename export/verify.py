@@ -7,6 +7,7 @@ block where the checkpoint is at hand.
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import progress
+from fourphase.runtime.cuda import probe
 from fourphase.runtime.errors import InputMissing, ModelIncompatible, ParityFailed
+from fourphase.runtime.gpu_choice import NoEngine, choose_engine
+from fourphase.runtime.plan_choice import PlanPolicy
 from fourphase.runtime.selfcheck import self_check
 
 __all__ = ["verify_bundle", "verify_onnx"]
@@ -42,10 +46,12 @@ def verify_bundle(
     *,
     evaluation: Path | None = None,
     accept: Path | None = None,
+    plans: Path | None = None,
 ) -> dict[str, Any]:
     """Verifies a bundle; returns a report of the steps passed.
 
     Args:
+        plans: where engines built for this machine lie; None for the bundle's own folder.
         evaluation: a set of studies to judge the lowered models on again, by the thresholds of `accept`.
 
     Raises: ModelIncompatible (20), IntegrityError (21), SelfCheckFailed (23), ParityFailed (27) naming the block,
@@ -65,6 +71,7 @@ def verify_bundle(
         steps[f"golden {precision}"] = _golden(bundle, precision)
         if bundle.models[precision].split is not None:
             steps[f"split {precision}"] = _golden_split(bundle, precision)
+    steps["engine"] = _engine(bundle, plans)
     ladder = steps_of_bundle(bundle, model)
     for step in ladder[1:]:
         steps[f"typing {step.precision}"] = "the graph is what its policy makes of the FP32 one, byte for byte"
@@ -125,16 +132,37 @@ def _golden_split(bundle: Bundle, precision: str) -> str:
     trunk, tail = parse_onnx(bundle.read(split.trunk)), parse_onnx(bundle.read(split.tail))
     dtype = str(onnx.helper.tensor_dtype_to_np_dtype(tail.graph.input[0].type.tensor_type.elem_type))
     golden = bundle.golden(precision)
-    outputs = run_split(SplitModel(trunk, tail, split.slices, dtype, FEATURES), golden.study(0))
-    allowed = golden.tolerance.atol + golden.tolerance.rtol * np.abs(golden.logits[:1])
-    difference = np.abs(outputs["logits"] - golden.logits[:1])
-    if not (difference <= allowed).all():
-        raise ParityFailed(
-            f"the split {precision} model is off its golden output by {difference.max():.3g}",
-            "build the bundle again with fp-export build-engine",
-            key="split_differs",
-        )
-    return f"chunks of {split.slices} slices, largest difference {difference.max():.2e} in logits"
+    studies, tolerance = np.concatenate([golden.study(index) for index in range(len(golden))]), golden.tolerance
+    outputs = run_split(SplitModel(trunk, tail, split.slices, dtype, FEATURES), studies)
+    worst = 0.0
+    for name, wanted, atol in (
+        ("logits", golden.logits, tolerance.atol),
+        ("phase_logits", golden.phase_logits, tolerance.phase_atol),
+    ):
+        difference = np.abs(outputs[name] - wanted)
+        if not (difference <= atol + tolerance.rtol * np.abs(wanted)).all():
+            raise ParityFailed(
+                f"{name} of the split {precision} model is off its golden value by {difference.max():.3g}",
+                "build the bundle again with fp-export build-engine",
+                key="split_differs",
+            )
+        worst = max(worst, float(difference.max()))
+    return f"chunks of {split.slices} slices, {len(golden)} inputs, largest difference {worst:.2e}"
+
+
+def _engine(bundle: Bundle, plans: Path | None) -> str:
+    """The engine that fp-run would load, run on every golden input; or why there is none."""
+    if probe().device is None:
+        return f"not run: {probe().reason}"
+    found = choose_engine(bundle, None, PlanPolicy(plans))
+    if isinstance(found, NoEngine):
+        return f"not run: {found.reason}"
+    with closing(found.backend) as backend:
+        check = self_check(backend, bundle, all_inputs=True)
+    return (
+        f"{found.reason}; {check.inputs} inputs, batches {', '.join(map(str, check.batches))},"
+        f" largest difference {check.max_abs_difference:.2e}"
+    )
 
 
 def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dict[str, Any]:

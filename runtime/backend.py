@@ -40,6 +40,10 @@ class Backend(Protocol):
         """Studies in one run at most, for which the code may be another one; None: one code for any number."""
         ...
 
+    def close(self) -> None:
+        """Gives back what it holds; it cannot be used afterwards."""
+        ...
+
     def infer(self, study: Floats) -> Outputs:
         """float32 (B, P, T, C, H, W), normalised -> logits. Raises SelfCheckFailed for a non-finite output."""
         ...

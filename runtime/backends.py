@@ -78,8 +78,8 @@ def choose_backend(
                 f"unknown backend {given!r}", f"choose one of {', '.join(BACKENDS)}", key="backend_unknown"
             )
     policy = plans or PlanPolicy()
-    if name in _NEEDS_GPU:
-        chosen, reason = name, "asked for"
+    if name == "auto" and require in _MODULES:
+        chosen, reason = str(require), "required"
     elif name == "auto":
         engine = _engine(bundle, precision, policy, require)
         if isinstance(engine, GpuChoice):
@@ -101,9 +101,7 @@ def choose_backend(
 
 
 def _engine(bundle: Bundle, precision: str | None, policy: PlanPolicy, require: str | None) -> GpuChoice | NoEngine:
-    """What the GPU offers; TensorRT is not even imported where there is none, or where the CPU is required."""
-    if require in _MODULES:
-        return NoEngine("no_device", f"{require} is required")
+    """What the GPU offers; TensorRT is not even imported where there is none."""
     flavours = _NEEDS_GPU if require in (None, "auto") else (require,)
     found = probe()
     if found.device is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourphase.runtime.console import be_quiet, print_error, run_app, say_errors_as_json, stdout_checked
-from fourphase.runtime.errors import FourphaseError, SomeStudiesFailed, UsageError
+from fourphase.runtime.errors import GPU_LOST, FourphaseError, SomeStudiesFailed, UsageError
 
 if TYPE_CHECKING:
     from fourphase.runtime.pipeline import LoadedModel, StudyRequest
@@ -142,21 +142,25 @@ def _save_array(path: Path, array: object) -> None:
 
 
 def _run_several(model: LoadedModel, requests: list[StudyRequest], output: Path | None, json_output: bool) -> None:
-    """Runs every study; one that fails is reported and does not stop the others."""
+    """Runs every study; one that fails is reported and does not stop the others, unless the GPU is lost with it."""
     from fourphase.runtime.console import note
 
     # From here on an error is part of the one JSON document.
     say_errors_as_json(False)
     outcomes: list[dict[str, object]] = []
     failed = 0
+    lost: FourphaseError | None = None
     for number, request in enumerate(requests, start=1):
         note(f"study {number} of {len(requests)}")
         try:
             result = _run_one(model, request, output, None)
         except FourphaseError as error:
             failed += 1
-            print_error(error)
             outcomes.append({"schema": "fourphase.error/1", "argument": number, "error": error.to_dict()})
+            if error.key == GPU_LOST:
+                lost = error
+                break
+            print_error(error)
             continue
         outcomes.append({"argument": number, **result.to_dict()})
         if not json_output:
@@ -164,6 +168,8 @@ def _run_several(model: LoadedModel, requests: list[StudyRequest], output: Path 
     if json_output:
         with stdout_checked():
             print(json.dumps({"schema": "fourphase.results/1", "results": outcomes}, indent=1, allow_nan=False))
+    if lost is not None:
+        raise lost
     if failed:
         raise SomeStudiesFailed(
             f"{failed} of {len(requests)} studies failed", "see the errors above; the other results are complete"

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -99,7 +99,8 @@ def print_error(error: FourphaseError) -> None:
 
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Runs a command and exits with the contract's code; a traceback is shown for bugs (code 1) only."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    signal.signal(signal.SIGTERM, _on_signal)
+    signal.signal(signal.SIGHUP, _on_signal)
     try:
         code = app(prog_name=name, standalone_mode=False)
     except FourphaseError as error:
@@ -160,9 +161,10 @@ def stdout_checked() -> Iterator[None]:
         ) from None
 
 
-def _on_sigterm(number: int, frame: FrameType | None) -> NoReturn:
-    print("error: terminated\n  fix: run the command again", file=sys.stderr)
-    sys.exit(143)
+def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):  # after a hang-up there may be no terminal to write to
+        print("error: terminated\n  fix: run the command again", file=sys.stderr)
+    sys.exit(128 + number)
 
 
 def _print_table(rows: tuple[dict[str, str], ...]) -> None:

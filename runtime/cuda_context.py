@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
 
 from fourphase.runtime.cuda import probe
-from fourphase.runtime.errors import GPUUnavailable
+from fourphase.runtime.errors import GPU_LOST, GPUUnavailable
 from fourphase.runtime.inference_checks import first_line, package_missing
 
 __all__ = ["REQUIREMENTS", "Closable", "Gpu", "Resources", "is_available", "open_gpu", "out_of_memory"]
@@ -184,5 +184,5 @@ def _unavailable(reason: str) -> GPUUnavailable:
 
 def _gpu_lost(cause: str) -> GPUUnavailable:
     return GPUUnavailable(
-        cause, "run the command again; if it fails again, look for Xid lines in dmesg and restart", key="gpu_lost"
+        cause, "run the command again; if it fails again, look for Xid lines in dmesg and restart", key=GPU_LOST
     )

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import Any
 
 __all__ = [
+    "GPU_LOST",
     "AccuracyGateFailed",
     "BoxInvalid",
     "EngineBuildFailed",
@@ -80,6 +81,10 @@ class Notice:
 
     key: str
     message: str
+
+
+#: `key` of the GPUUnavailable after which nothing this process asks of the GPU can be trusted: it must end.
+GPU_LOST = "gpu_lost"
 
 
 class FourphaseError(Exception):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fourphase.runtime.backend import Backend
 from fourphase.runtime.bundle import Bundle
@@ -64,7 +65,7 @@ def choose_engine(
         return _rebuilt(bundle, machine, lowest_first[0], installed[0], policy, why)
     if found is None:
         found, why = fitting_plans(bundle, machine, lowest_first, installed, policy)
-    return NoEngine("no_plan", why) if found is None else _loaded(bundle, found, _words(found, lowest_first[0]))
+    return NoEngine("no_plan", why) if found is None else _loaded(bundle, found, _words(found, lowest_first[0]) + why)
 
 
 def _rebuilt(
@@ -83,7 +84,8 @@ def _rebuilt(
 def _loaded(bundle: Bundle, found: FittingPlans, reason: str) -> GpuChoice:
     from fourphase.runtime.tensorrt_backend import EngineParts, load_engine_backend
 
-    parts = EngineParts(found.plans, found.slices, found.flavour, found.precision, found.max_batch, found.host_code)
+    extras: dict[str, Any] = {"host_code": found.host_code, "dla_core": found.dla_core}
+    parts = EngineParts(found.plans, found.slices, found.flavour, found.precision, found.max_batch, **extras)
     backend = load_engine_backend(parts, bundle)
     return GpuChoice(backend, "; ".join([reason, *backend.notes]), found.keys)
 

@@ -36,7 +36,7 @@ def locked(
     except OSError as error:
         raise OutputNotWritable(
             f"the lock {path.name} cannot be made: {(error.strerror or 'error').lower()}",
-            "choose a folder that you may write to",
+            "choose a folder that you may write to: --plans DIR for engines",
         ) from error
     with handle:
         yield _acquire(handle.fileno(), timeout_s, what, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, waiting)
@@ -50,11 +50,18 @@ def _acquire(descriptor: int, timeout_s: float, what: str, kind: int, waiting: C
             fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
             return waited
         except BlockingIOError:
-            if time.monotonic() >= deadline:
-                raise LockTimeout(
-                    f"another process has held the lock of {what} for {timeout_s:g} s",
-                    "wait for it, or stop it; the lock goes with its process",
-                ) from None
+            pass
+        except OSError as error:
+            raise OutputNotWritable(
+                f"the file system cannot lock {what}: {(error.strerror or 'error').lower()}",
+                "choose a folder on a local disk: --plans DIR, FOURPHASE_CACHE",
+                key="lock_impossible",
+            ) from error
+        if time.monotonic() >= deadline:
+            raise LockTimeout(
+                f"another process has held the lock of {what} for {timeout_s:g} s",
+                "wait for it, or stop it; the lock goes with its process",
+            )
         if waiting and not waited:
             waiting()
         waited = True

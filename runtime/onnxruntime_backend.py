@@ -52,6 +52,9 @@ class OnnxRuntimeBackend:
     name: str = "onnxruntime"
     max_batch: int | None = None
 
+    def close(self) -> None:
+        """The session goes with its last reference."""
+
     def infer(self, study: Floats) -> Outputs:
         """Runs B studies, float32 (B, P, T, C, H, W).
 

@@ -57,6 +57,9 @@ class OpenVINOBackend:
     name: str = "openvino"
     max_batch: int | None = None
 
+    def close(self) -> None:
+        """The session goes with its last reference."""
+
     def infer(self, study: Floats) -> Outputs:
         """Runs B studies, float32 (B, P, T, C, H, W).
 

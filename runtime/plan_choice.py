@@ -66,6 +66,7 @@ class FittingPlans:
         plans: "whole" -> bytes, or "trunk" and "tail" -> bytes. keys: likewise, their keys.
         slices: how many slices the trunk takes at once; None for a whole plan.
         max_batch: studies per run.
+        dla_core: the accelerator that the trunk was built for; None for none.
         host_code: one of them carries a run time of its own; it fits only because that was allowed.
     """
 
@@ -76,6 +77,7 @@ class FittingPlans:
     slices: int | None
     max_batch: int
     host_code: bool = False
+    dla_core: int | None = None
 
 
 def report_plans(bundle: Bundle, machine: Machine, policy: PlanPolicy | None = None) -> tuple[PlanReport, ...]:
@@ -87,7 +89,7 @@ def report_plans(bundle: Bundle, machine: Machine, policy: PlanPolicy | None = N
 def fitting_plans(
     bundle: Bundle, machine: Machine, precisions: Sequence[str], flavours: Sequence[str], policy: PlanPolicy
 ) -> tuple[FittingPlans | None, str]:
-    """The first plans that fit, by precision and flavour in the order given, and why these (or why none).
+    """The plans that fit, by precision and flavour in the order given; what else fits, or why none does.
 
     Raises: IntegrityError (21) for a plan that was changed after it was built: it is never passed over in silence.
     """
@@ -96,9 +98,11 @@ def fitting_plans(
     for precision in precisions:
         for flavour in flavours:
             for files in _forms(bundle, precision):
-                chosen = [_first(reports, bundle, flavour, file) for file in files]
+                chosen = [_fitting(reports, bundle, flavour, file, part) for part, file in files.items()]
                 if all(chosen):
-                    return _loaded(store, [entry for entry in chosen if entry], flavour, precision), "a plan fits"
+                    others = sum(len(found) - 1 for found in chosen)
+                    loaded = _loaded(store, [found[0] for found in chosen], flavour, precision)
+                    return loaded, f"; of {others + 1} that fit the newest" if others else ""
     return None, _why_none(reports)
 
 
@@ -131,29 +135,27 @@ def _report(entry: PlanEntry, bundle: Bundle, machine: Machine, policy: PlanPoli
     if entry.meta is None:
         return PlanReport(entry, (entry.problem or "it cannot be used",))
     hashes = {
-        bundle.files[file].sha256 for precision in bundle.models for form in _forms(bundle, precision) for file in form
+        bundle.files[file].sha256
+        for precision in bundle.models
+        for form in _forms(bundle, precision)
+        for file in form.values()
     }
     return PlanReport(entry, misfits(entry.meta, machine, hashes, host_code=policy.host_code))
 
 
-def _forms(bundle: Bundle, precision: str) -> list[tuple[str, ...]]:
-    """The files a model's engines are built from, in the forms it may take; split first if it was split."""
+def _forms(bundle: Bundle, precision: str) -> list[dict[str, str]]:
+    """Part -> the file its engine is built from, in the forms a model may take; split first if it was split."""
     model = bundle.models[precision]
-    whole: list[tuple[str, ...]] = [(model.file,)]
-    return whole if model.split is None else [(model.split.trunk, model.split.tail), *whole]
+    whole = {"whole": model.file}
+    return [whole] if model.split is None else [{"trunk": model.split.trunk, "tail": model.split.tail}, whole]
 
 
-def _first(reports: Sequence[PlanReport], bundle: Bundle, flavour: str, file: str) -> PlanEntry | None:
-    wanted = bundle.files[file].sha256
-    fitting = (report.entry for report in reports if report.fits)
-    return next(
-        (
-            entry
-            for entry in fitting
-            if entry.meta and (entry.meta["onnx_sha256"], entry.meta["flavour"]) == (wanted, flavour)
-        ),
-        None,
-    )
+def _fitting(reports: Sequence[PlanReport], bundle: Bundle, flavour: str, file: str, part: str) -> list[PlanEntry]:
+    """The plans of one part that fit, the newest first; those of the bundle itself last."""
+    wanted = {"onnx_sha256": bundle.files[file].sha256, "flavour": flavour, "part": part}
+    entries = [report.entry for report in reports if report.fits and report.entry.meta is not None]
+    found = [entry for entry in entries if entry.meta and all(entry.meta[name] == wanted[name] for name in wanted)]
+    return sorted(found, key=lambda entry: -entry.written_at)
 
 
 def _loaded(store: PlanStore, entries: Sequence[PlanEntry], flavour: str, precision: str) -> FittingPlans:
@@ -167,16 +169,17 @@ def _loaded(store: PlanStore, entries: Sequence[PlanEntry], flavour: str, precis
         slices=next((meta["slices"] for meta in metas if meta["part"] == "trunk"), None),
         max_batch=min(batches),
         host_code=any(meta["flags"].get("version_compatible") for meta in metas),
+        dla_core=next((meta["flags"].get("dla_core") for meta in metas if meta["part"] == "trunk"), None),
     )
 
 
 def _why_none(reports: Sequence[PlanReport]) -> str:
+    """What speaks against the plan that comes nearest."""
+    unfit = [report for report in reports if not report.fits]
     if not reports:
         return "the bundle has no plan"
-    first = reports[0]
+    if not unfit:
+        return "no plan of the precision and kind asked for fits"
+    nearest = min(unfit, key=lambda report: (report.entry.meta is None, len(report.reasons)))
     more = f", and {len(reports) - 1} more" if len(reports) > 1 else ""
-    return (
-        f"no plan fits (engine {first.entry.key}: {'; '.join(first.reasons)}{more})"
-        if first.reasons
-        else ("no plan of the precision asked for fits")
-    )
+    return f"no plan fits (engine {nearest.entry.key}: {'; '.join(nearest.reasons)}{more})"

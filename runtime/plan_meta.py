@@ -40,6 +40,7 @@ KEY_FIELDS: Mapping[str, type | tuple[type, ...]] = MappingProxyType(
     }
 )
 _AMPERE = (8, 0)
+_PARTS = ("whole", "trunk", "tail")
 
 
 def plan_key(meta: Mapping[str, Any]) -> str:
@@ -61,6 +62,8 @@ def check_meta(meta: object) -> dict[str, Any]:
     batch = meta["batch"]
     if len(batch) != 3 or not all(type(size) is int for size in batch) or not 1 <= batch[0] <= batch[1] <= batch[2]:
         raise _invalid("its batch is not [min, opt, max]")
+    if meta["part"] not in _PARTS or (meta["part"] == "trunk") != (meta["slices"] is not None):
+        raise _invalid("its part and slices do not belong together")
     return meta
 
 
@@ -102,7 +105,7 @@ def misfits(
         host_code: whether plans with a run time of their own inside may run it.
 
     A plan of TensorRT proper fits the GPU model, CUDA and driver it was built with; one of TensorRT for RTX every GPU
-    of its compute capabilities. Both fit exactly one version.
+    of its compute capabilities. Both fit exactly one version, unless the plan is version-compatible.
     """
     reasons = []
     if meta["onnx_sha256"] not in onnx_sha256s:
@@ -112,6 +115,8 @@ def misfits(
     reasons += _version_misfit(meta, machine)
     device = machine.gpu.device
     reasons += [machine.gpu.reason] if device is None else _device_misfits(meta, device)
+    if meta["batch"][0] > 1:
+        reasons.append(f"it takes {meta['batch'][0]} studies at least, fp-run gives it one")
     if meta["flags"].get("version_compatible") and not host_code:
         reasons.append("it carries a run time of its own, and host code from plans is not allowed")
     return tuple(reasons)
@@ -140,12 +145,13 @@ def _device_misfits(meta: Mapping[str, Any], device: Device) -> list[str]:
         ]
     if meta["flavour"] == "tensorrt-rtx":
         return []
+    moves_on = meta["flags"].get("version_compatible")  # with its TensorRT come another CUDA and driver
     reasons = []
     built_on = (meta["gpu"] or {}).get("name")
     if hardware == "none" and built_on != device.name:
         reasons.append(f"built on {built_on or 'an unknown GPU'}, this is {device.name}")
     for name, here in (("cuda", device.cuda), ("driver", device.driver)):
-        if meta[name] != here:
+        if meta[name] != here and not moves_on:
             reasons.append(f"built with {name} {meta[name] or 'unknown'}, this is {here or 'unknown'}")
     return reasons
 

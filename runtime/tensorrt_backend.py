@@ -45,6 +45,7 @@ class EngineParts:
         flavour: "tensorrt" or "tensorrt-rtx". precision: "fp32", "fp16" or "int8".
         max_batch: the studies one run of the engine (of the tail) takes at most.
         host_code: the plans may run host code of their own (they are version-compatible, and the user allowed it).
+        dla_core: the accelerator that the trunk runs on; None for the GPU alone.
     """
 
     plans: Mapping[str, bytes]
@@ -53,6 +54,7 @@ class EngineParts:
     precision: str
     max_batch: int
     host_code: bool = False
+    dla_core: int | None = None
 
 
 class TensorRTBackend:
@@ -252,6 +254,7 @@ def _load_model(machine: Machine, flavour: Flavour, parts: EngineParts, bundle: 
             outputs=targets,
             max_batch=max_batch,
             host_code=parts.host_code,
+            dla_core=parts.dla_core if role == "trunk" else None,
         )
         return machine.held.add(session)
 

@@ -156,11 +156,13 @@ def load_session(
     outputs: Sequence[EngineTensor],
     max_batch: int,
     host_code: bool = False,
+    dla_core: int | None = None,
 ) -> TrtSession:
     """Deserializes verified plan bytes and checks names, modes, types, shapes and the batch sizes 1 to `max_batch`.
 
     Args:
         host_code: let the plan run host code of its own, as a version-compatible one must; never by default.
+        dla_core: the deep learning accelerator that the engine was built for.
 
     Raises: ModelIncompatible with what TensorRT says if it refuses the plan, or if the engine is not the expected one;
         GPUUnavailable (out_of_memory, gpu_lost).
@@ -173,6 +175,8 @@ def load_session(
         raise _refused(gpu, flavour, f"makes no runtime ({first_line(error)})") from error
     if host_code:
         runtime.engine_host_code_allowed = True
+    if dla_core is not None:
+        runtime.DLA_core = dla_core
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise _refused(gpu, flavour, "does not load the engine", key="engine_not_loadable")

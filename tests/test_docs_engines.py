@@ -30,7 +30,7 @@ SOURCES = [path for room in ("engine", "runtime", "export") for path in sorted((
 KINDS: dict[str, Any] = {name: kind for name in errors.__all__ if isinstance(kind := getattr(errors, name), type)}
 Raised = tuple[str, int | None]
 #: Keys that have a name.
-CONSTANTS = {"OUT_OF_MEMORY": OUT_OF_MEMORY, "WORKSPACE_TOO_SMALL": WORKSPACE_TOO_SMALL}
+CONSTANTS = {"OUT_OF_MEMORY": OUT_OF_MEMORY, "WORKSPACE_TOO_SMALL": WORKSPACE_TOO_SMALL, "GPU_LOST": errors.GPU_LOST}
 
 
 def command_lines(page: str) -> list[str]:

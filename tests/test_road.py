@@ -77,6 +77,32 @@ def result(case: Path, bundle: Path) -> dict[str, Any]:
     return dict(json.loads(outcome.stdout))
 
 
+def test_a_lost_gpu_ends_a_run_of_several_studies_with_22(
+    case: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What another study would get from that GPU could not be trusted; the document is complete all the same."""
+    from fourphase.runtime import cli
+    from fourphase.runtime.errors import GPU_LOST, GPUUnavailable
+
+    asked = []
+
+    def lose(*_: object) -> None:
+        asked.append(1)
+        raise GPUUnavailable("the GPU is lost", "look at dmesg", key=GPU_LOST)
+
+    monkeypatch.setattr(cli, "_run_one", lose)
+    study, box = str(case / "dicom"), str(case / "lesion_box.json")
+    line = ["fp-run", study, study, study, "--box", box, "--box", box, "--box", box, "--bundle", str(bundle), "--json"]
+    monkeypatch.setattr(sys, "argv", line)
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    assert caught.value.code == 22
+    assert asked == [1]
+    out = capsys.readouterr().out
+    document = json.loads(out)
+    assert document["results"][0]["error"]["key"] == GPU_LOST
+
+
 def test_the_result_is_the_contracts(result: dict[str, Any]) -> None:
     assert result["schema"] == "fourphase.result/1"
     assert result["prediction"]["label"] in ("HCC", "ICC")

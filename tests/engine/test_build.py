@@ -80,6 +80,7 @@ def test_the_default_compute_capability_is_stated_and_reported() -> None:
 def test_one_engine_for_several_gpus() -> None:
     both = build(conv_trunk(), compute_capabilities=("8.6", "12.0", "8.6"))
     assert both.meta["compute_capabilities"] == ["8.6", "12.0"]
+    assert both.key == build(conv_trunk(), compute_capabilities=("12.0", "8.6")).key
     assert both.plan != build(conv_trunk(), compute_capabilities=("8.6",)).plan
 
 

@@ -49,9 +49,9 @@ def calls_of(fake: FakeTensorRT) -> dict[str, Any]:
     return {repr(call[0]).strip("'"): call[1:] for call in fake.calls}
 
 
-def options_calls(options: BuildOptions, source: EngineSource = SOURCE) -> dict[str, Any]:
+def options_calls(options: BuildOptions, source: EngineSource = SOURCE, cores: int = 0) -> dict[str, Any]:
     """The values that were set, as text: members of enums have no equality here."""
-    fake = FakeTensorRT()
+    fake = FakeTensorRT(cores=cores)
     build_plan(tensorrt(fake), source, options)
     return {name: repr(value) for name, value in calls_of(fake).items()}
 
@@ -114,7 +114,7 @@ def test_a_level_that_this_version_lacks_is_refused_and_one_that_it_has_is_used(
 
 def test_the_accelerator_takes_the_trunk_alone() -> None:
     options = BuildOptions(batch=(1, 1, 1), dla_core=0)
-    calls = options_calls(options, TRUNK)
+    calls = options_calls(options, TRUNK, cores=2)
     assert calls["IBuilderConfig.default_device_type"] == "(DeviceType.DLA,)"
     assert calls["IBuilderConfig.DLA_core"] == "(0,)"
     assert calls["IBuilderConfig.set_flag"] == "(BuilderFlag.GPU_FALLBACK,)"
@@ -123,6 +123,8 @@ def test_the_accelerator_takes_the_trunk_alone() -> None:
         with pytest.raises(UsageError, match=reason) as caught:
             build_plan(tensorrt(FakeTensorRT()), source, options)
         assert caught.value.key == "dla_impossible"
+    with pytest.raises(UsageError, match="finds 0 deep learning accelerators here, so there is no core 0"):
+        build_plan(tensorrt(FakeTensorRT()), TRUNK, options)
 
 
 @pytest.mark.parametrize(
@@ -154,8 +156,9 @@ def test_the_timing_cache_is_a_miss_then_a_hit_then_extended(tmp_path: Path) -> 
     assert use("a", "b") == ("hit", [])
     assert use("a", "c") == ("extended", ["c"])
     assert path.read_bytes() == b"cache\na\nb\nc"
-    path.write_bytes(b"damaged")
-    assert use("a") == ("rejected", ["a"])
+    for damage in (b"damaged", b"unreadable"):
+        path.write_bytes(damage)
+        assert use("a") == ("rejected", ["a"])
     assert use("a") == ("hit", [])
     assert build_plan(tensorrt(FakeTensorRT()), SOURCE, BuildOptions(), None).timing_cache.state == "off"
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +20,7 @@ from fourphase.engine.build import build_engine
 from fourphase.engine.child import build_in_child
 from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.runtime.cache import CACHE_VARIABLE
-from fourphase.runtime.errors import EngineBuildFailed, IntegrityError, error_from_dict
+from fourphase.runtime.errors import EngineBuildFailed, IntegrityError, OutputNotWritable, error_from_dict
 from tests.support.trt_graphs import gru
 
 SOURCE = EngineSource(b"onnx", "fp32")
@@ -66,6 +68,35 @@ def test_a_crash_is_told_with_its_last_words(child_does: Script, script: str, sa
     with pytest.raises(EngineBuildFailed, match=said) as caught:
         build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
     assert caught.value.key == "build_crashed"
+
+
+def test_a_full_temporary_folder_is_told(child_does: Script, monkeypatch: pytest.MonkeyPatch) -> None:
+    child_does("sys.exit(30)")
+    with pytest.raises(OutputNotWritable, match="temporary folder is full") as caught:
+        build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
+    assert "TMPDIR" in caught.value.hint
+
+    def full(path: Path, data: bytes) -> None:
+        raise OutputNotWritable("no space", "free some")
+
+    monkeypatch.setattr(child, "write_file", full)
+    with pytest.raises(OutputNotWritable, match="no space"):
+        build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
+
+
+def test_what_a_killed_build_left_is_taken_away(
+    child_does: Script, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child_does(BUILT)
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    for name, parent in (("dead", int(gone.stdout)), ("alive", os.getpid())):
+        (tmp_path / f"fourphase-build-{name}").mkdir()
+        (tmp_path / f"fourphase-build-{name}" / "request.json").write_text(json.dumps({"parent": parent}))
+    (tmp_path / "fourphase-build-unfinished").mkdir()
+    build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
+    left = sorted(path.name for path in tmp_path.glob("fourphase-build-*"))
+    assert left == ["fourphase-build-alive", "fourphase-build-unfinished"]
 
 
 @pytest.mark.rtx

@@ -116,7 +116,12 @@ def test_words_of_the_command(bundle: Bundle) -> None:
     done = subprocess.run(command(bundle), capture_output=True, text=True, check=False)
     assert "built in" in done.stdout
     assert "not audited: there is no GPU here" in done.stdout
-    for arguments, code in ((["--batch", "3"], 2), (["--precision", "int8"], 20), (["--dla", "0"], 2)):
+    for arguments, code in (
+        (["--batch", "3"], 2),
+        (["--batch", "2,2,4"], 2),
+        (["--precision", "int8"], 20),
+        (["--dla", "0"], 2),
+    ):
         failed = subprocess.run(command(bundle, *arguments), capture_output=True, text=True, check=False)
         assert failed.returncode == code, failed.stderr
         assert "fix:" in failed.stderr

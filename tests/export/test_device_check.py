@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from fourphase.runtime.backends import Choice
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cuda import Device, Probe
 from fourphase.runtime.errors import SelfCheckFailed
+from fourphase.runtime.plan_choice import PlanPolicy
 from fourphase.runtime.plan_meta import Machine
 from tests.support.plans import META
 from tests.support.tiny_bundle import tiny_contents
@@ -34,10 +35,14 @@ class OnnxRuntimeAsEngine:
     """The bundle's FP32 model, off by as many 1e-7 as the plan's number says."""
 
     name, precision, max_batch = "tensorrt", "fp32", 2
+    closed: ClassVar[list[OnnxRuntimeAsEngine]] = []
 
     def __init__(self, bundle: Bundle) -> None:
         self.inner = backends.choose_backend(bundle, "onnxruntime").backend
         self.error = int(bundle.read(bundle.engines[0].plan)) * 1e-7
+
+    def close(self) -> None:
+        self.closed.append(self)
 
     def infer(self, study: Floats) -> Outputs:
         outputs = self.inner.infer(study)
@@ -52,8 +57,10 @@ def plan(number: int) -> tuple[EnginePlan, ...]:
 
 @pytest.fixture
 def contents(monkeypatch: pytest.MonkeyPatch) -> BundleContents:
-    def choose(bundle: Bundle, name: str, *, precision: str) -> Choice:
-        assert (name, precision) == ("tensorrt", "fp32")
+    OnnxRuntimeAsEngine.closed.clear()
+
+    def choose(bundle: Bundle, name: str, *, precision: str, plans: PlanPolicy) -> Choice:
+        assert (name, precision, plans.host_code) == ("tensorrt", "fp32", True)
         return Choice(OnnxRuntimeAsEngine(bundle), "a stand-in")
 
     monkeypatch.setattr(device_check, "probe", lambda: L4)
@@ -66,6 +73,7 @@ def test_rebuilds_are_compared_and_the_nearest_is_kept(contents: BundleContents)
     further: Iterator[tuple[EnginePlan, ...]] = iter([plan(10), plan(50)])
     record, kept = check_on_device(contents, "fp32", 3, lambda: next(further))
     assert record["state"] == "passed"
+    assert len(OnnxRuntimeAsEngine.closed) == 3, "an engine that stays takes the next one's memory"
     assert [entry["batches"] for entry in record["rebuilds"]] == [[1, 2]] * 3
     differences = [entry["max_abs_difference"] for entry in record["rebuilds"]]
     assert differences == pytest.approx([30e-7, 10e-7, 50e-7], abs=3e-7)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -55,6 +56,9 @@ class FakeEngine:
     @property
     def max_batch(self) -> int:
         return self.parts.max_batch
+
+    def close(self) -> None:
+        raise AssertionError("not loaded to be closed")
 
     def infer(self, study: NDArray[np.float32]) -> Outputs:
         raise AssertionError("not run here")
@@ -173,15 +177,43 @@ def test_both_halves_of_a_split_model_are_needed(bundle: Bundle) -> None:
     """Any files of the bundle stand for trunk and tail: only their hashes matter here."""
     split = SplitFiles(8, "golden.npz", "report.json")
     halves = replace(bundle, models={"fp32": replace(bundle.models["fp32"], split=split)})
-    trunk = put(halves, b"trunk", "golden.npz", part="trunk", slices=8, batch=[1, 1, 1])
+    dla = {**META["flags"], "dla_core": 1}
+    trunk = put(halves, b"trunk", "golden.npz", part="trunk", slices=8, batch=[1, 1, 1], flags=dla)
     assert choose_backend(halves).backend.name == "onnxruntime"
     tail = put(halves, b"tail", "report.json", part="tail", batch=[1, 1, 4])
     choice = choose_backend(halves)
     assert loaded(choice).plans == {"trunk": b"trunk", "tail": b"tail"}
-    assert (loaded(choice).slices, loaded(choice).max_batch) == (8, 4)
+    assert (loaded(choice).slices, loaded(choice).max_batch, loaded(choice).dla_core) == (8, 4, 1)
     assert choice.plans == {"trunk": trunk, "tail": tail}
     put(halves)
     assert loaded(choose_backend(halves)).slices == 8, "what was asked for at the build comes first"
+
+
+def test_of_several_that_fit_the_newest_is_taken_and_that_is_said(bundle: Bundle) -> None:
+    first, second = put(bundle, b"first"), put(bundle, b"second", batch=[1, 4, 8])
+    for key, when in ((first, 200), (second, 100)):
+        os.utime(bundle.path / "engines" / f"{key}.json", (when, when))
+    choice = choose_backend(bundle)
+    assert choice.plans == {"whole": first}
+    assert "; of 2 that fit the newest" in choice.reason
+    os.utime(bundle.path / "engines" / f"{second}.json", (300, 300))
+    assert choose_backend(bundle).plans == {"whole": second}
+
+
+def test_a_plan_that_is_not_the_part_it_says_is_not_loaded(bundle: Bundle) -> None:
+    """The whole model's hash on what calls itself a tail."""
+    put(bundle, part="tail")
+    choice = choose_backend(bundle)
+    assert choice.backend.name == "onnxruntime"
+    assert "no plan of the precision and kind asked for fits" in choice.reason
+
+
+def test_the_reason_speaks_of_the_plan_that_comes_nearest(bundle: Bundle) -> None:
+    put(bundle, arch="aarch64", gpu={"name": "Orin", "compute_capability": "8.7"}, compute_capabilities=["8.7"])
+    put(bundle, driver="570.0")
+    put(bundle, os="windows", version="8.0")
+    reason = choose_backend(bundle).reason
+    assert "built with driver 570.0, this is 580.1, and 2 more" in reason
 
 
 def test_every_plan_is_reported_with_its_reasons(bundle: Bundle) -> None:

@@ -46,6 +46,7 @@ def test_a_plan_fits_where_it_was_built() -> None:
         ({"driver": "570.0"}, "built with driver 570.0, this is 580.1"),
         ({"cuda": "12.8"}, "built with cuda 12.8, this is 13.0"),
         ({"flags": {**FLAGS, "version_compatible": True}}, "host code from plans is not allowed"),
+        ({"batch": [2, 2, 4]}, "it takes 2 studies at least"),
     ],
 )
 def test_each_difference_is_named(change: dict[str, Any], said: str) -> None:
@@ -75,7 +76,13 @@ def test_compatibility_widens_what_fits() -> None:
     same = {**META, "flags": {**FLAGS, "hardware_compatibility": "same-compute-capability"}}
     assert reasons(same, machine(Device("NVIDIA L40", "8.9", "13.0", "580.1"))) == ()
     assert reasons(same, machine(a100)) != ()
-    version = {**META, "version": "10.3.0.26", "flags": {**FLAGS, "version_compatible": True}}
+    version = {
+        **META,
+        "version": "10.3.0.26",
+        "cuda": "12.6",
+        "driver": "540.4",
+        "flags": {**FLAGS, "version_compatible": True},
+    }
     assert reasons(version, machine(), host_code=True) == ()
     assert reasons({**version, "version": "10.16.0.1"}, machine(), host_code=True) != (), "an older run time"
     assert reasons({**version, "version": "9.3.0.26"}, machine(), host_code=True) != ()
@@ -88,6 +95,12 @@ def test_meta_data_without_a_field_is_refused_by_name(name: str) -> None:
     with pytest.raises(ModelIncompatible, match=name):
         check_meta({**META, name: 1.5})
     assert check_meta(META) == META
+
+
+@pytest.mark.parametrize("change", [{"part": "half"}, {"part": "trunk"}, {"slices": 8}, {"part": "tail", "slices": 8}])
+def test_part_and_slices_belong_together(change: dict[str, Any]) -> None:
+    with pytest.raises(ModelIncompatible, match="part and slices"):
+        check_meta({**META, **change})
 
 
 @pytest.mark.parametrize("batch", [[], [1, 2], [0, 1, 1], [2, 1, 2], [1, "1", 2], [1, True, 2]])

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from fourphase.engine.plans import onnx_hashes
 from fourphase.runtime.bundle import Bundle, load_bundle
-from fourphase.runtime.errors import IntegrityError, ModelIncompatible, OutputNotWritable
+from fourphase.runtime.errors import IntegrityError, ModelIncompatible, OutputNotWritable, UsageError
 from fourphase.runtime.plan_meta import plan_key
 from fourphase.runtime.plan_store import PlanEntry, PlanStore
 from tests.support.plans import META
@@ -152,6 +153,71 @@ def test_a_full_disk_leaves_the_old_plan_or_none(store: PlanStore, monkeypatch: 
     assert not list(store.folder.glob(".*.tmp"))
     store.put(b"newer", meta_for(store, b"newer"))
     assert store.read(only(store)) == b"newer"
+
+
+def test_a_plan_that_came_with_the_bundle_is_never_replaced(store: PlanStore, tmp_path: Path) -> None:
+    meta = meta_for(store, b"plan")
+    bundle = shipped(tmp_path, meta)
+    own = PlanStore(bundle)
+    with pytest.raises(UsageError, match="came with the bundle") as caught:
+        own.put(b"newer", meta_for(store, b"newer"))
+    assert "--plans DIR" in caught.value.hint
+    assert own.read(only(own)) == b"plan"
+    beside = PlanStore(bundle, tmp_path / "plans")
+    beside.put(b"newer", meta_for(store, b"newer"))
+    assert sorted(entry.source for entry in beside.entries()) == ["bundle", "store"]
+
+
+def test_a_store_that_everybody_can_write_is_refused_before_the_build(store: PlanStore, tmp_path: Path) -> None:
+    opened = PlanStore(store.bundle, tmp_path / "open")
+    opened.folder.mkdir()
+    good = opened.put(b"plan", meta_for(store, b"plan"))
+    opened.folder.chmod(0o777)
+    with pytest.raises(OutputNotWritable, match="written by everybody") as caught:
+        opened.prepare("0" * 16)
+    assert caught.value.key == "plan_store_open"
+    assert opened.clean(frozenset()) == ()
+    opened.folder.chmod(0o755)
+    assert opened.read(only(opened)) == b"plan", good.key
+
+
+def test_what_is_written_is_closed_whatever_the_umask(store: PlanStore, tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        opened = PlanStore(store.bundle, tmp_path / "deep" / "plans")
+        opened.put(b"plan", meta_for(store, b"plan"))
+    finally:
+        os.umask(before)
+    assert only(opened).problem is None
+
+
+def test_plans_of_another_bundle_stay_in_a_folder_that_several_share(store: PlanStore, tmp_path: Path) -> None:
+    shared = PlanStore(store.bundle, tmp_path / "plans")
+    other = shared.put(b"plan", meta_for(store, b"plan", onnx_sha256="f" * 64))
+    assert shared.clean(frozenset()) == ()
+    assert shared.read(only(shared)) == b"plan", other.key
+
+
+def test_a_plan_that_was_being_written_is_not_cleaned_away(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between `put`'s two writes a reader sees a broken entry; under the lock it is whole."""
+    entry = store.put(b"plan", meta_for(store, b"plan"))
+    unfinished = PlanEntry(entry.key, "store", None, "its plan is missing")
+    monkeypatch.setattr(store, "entries", lambda: (unfinished,))
+    assert store.clean(onnx_hashes(store.bundle)) == ()
+    monkeypatch.undo()
+    assert store.find(entry.key) is not None
+
+
+def test_who_may_only_read_waits_for_the_writer(store: PlanStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = store.put(b"plan", meta_for(store, b"plan"))
+    store.put(b"newer", meta_for(store, b"newer"))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert store.read(old) == b"newer"
+    (store.folder / f"{old.key}.plan").write_bytes(b"flipped")
+    with pytest.raises(IntegrityError, match="could not be moved"):
+        store.read(only(store))
+    with pytest.raises(OutputNotWritable, match="permission denied"):
+        store.put(b"plan", meta_for(store, b"plan"))
 
 
 WRITER = """

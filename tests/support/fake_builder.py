@@ -61,9 +61,10 @@ class FakeTensorRT:
         *,
         error: str = "out of  memory",
         tactics: tuple[str, ...] = ("a", "b"),
+        cores: int = 0,
     ) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.plan, self.error, self.tactics = plan, error, tactics
+        self.plan, self.error, self.tactics, self.cores = plan, error, tactics, cores
         self.measured: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +95,8 @@ class FakeTensorRT:
         config = Recorder(
             "IBuilderConfig",
             self.calls,
-            create_timing_cache=FakeCache,
+            # None is what TensorRT's null pointer becomes.
+            create_timing_cache=lambda data: None if data == b"unreadable" else FakeCache(data),
             set_timing_cache=attach,
             get_timing_cache=lambda: caches[-1],
         )
@@ -103,6 +105,7 @@ class FakeTensorRT:
         return Recorder(
             "Builder",
             self.calls,
+            num_DLA_cores=self.cores,
             create_network=lambda flags: network,
             create_builder_config=lambda: config,
             create_optimization_profile=lambda: Recorder("IOptimizationProfile", self.calls),
