@@ -35,9 +35,9 @@ def run_marked_tests(folder: Path, marker: str) -> Outcome:
     """Runs the tests of a folder with a marker, collecting only the files that speak of it: what others import may be
     missing here.
 
-    Result: `files`, `compilers` (whether nvcc and g++ are there), `passed`, `failed`, `skipped`, `errors` (counts; errors
-        are those of fixtures and of modules that cannot be imported) and `problems` (test and full text of every
-        failure and error).
+    Result: `files`, `compilers` (whether nvcc and g++ are there), `passed`, `failed`, `skipped`, `errors` (counts;
+        errors are those of fixtures and of modules that cannot be imported) and `problems` (test and full text of
+        every failure and error).
     """
     files = [path for path in sorted(folder.rglob("test_*.py")) if f"mark.{marker}" in path.read_text()]
     if not files:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fourphase.benchmarks.gpu_report import SCHEMA, Report, readable, with_limits
+from fourphase.benchmarks.gpu_report import SCHEMA, Report, merge_reports, readable, recordings_file, with_limits
+from fourphase.runtime.errors import InputMissing, UsageError
 
 COST = {"gmac": 50.0, "parameters": 10, "activations": 20, "inputs_outputs": 30}
 PEAKS = {"matmul_fp32_flops_per_s": 1e13, "copy_bytes_per_s": 1e12}
@@ -60,3 +62,59 @@ def test_the_file_is_complete_after_every_step(tmp_path: Path) -> None:
         "<kit> is not there, nor is <project>/tests/benchmarks/test_gpu_report.py"
     )
     assert content["steps"]["torch/a"]["result"]["rows"][0]["limit"]["times_limit"] == 2.5
+
+
+def test_what_engines_say_is_kept_beside_the_report(tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    report = Report(tmp_path / "r.json", tmp_path / "kit", {}, recordings)
+    report.add("machine", {"status": "ok", "result": {}})
+    assert not recordings_file(tmp_path / "r.json").exists()
+    for name in ("one.json", "two.json"):
+        (recordings / name).write_text(f'{{"Layers": ["{name}"]}}')
+        report.add(name, {"status": "ok", "result": {}})
+    with zipfile.ZipFile(tmp_path / "r.inspector.zip") as archive:
+        assert archive.namelist() == ["one.json", "two.json"]
+        assert json.loads(archive.read("two.json")) == {"Layers": ["two.json"]}
+
+
+GPU = {"name": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.1"}
+
+
+def part(path: Path, steps: dict[str, Any], **header: Any) -> Path:
+    common = {"device": "cuda", "quick": False, "gpu": GPU, "kit": None, "call": 1, "started": "now", "wheels": {}}
+    path.write_text(json.dumps({"schema": SCHEMA, **common, **header, "steps": steps}))
+    return path
+
+
+def test_calls_are_put_together(tmp_path: Path) -> None:
+    """Limits need the peaks of one call and the rows of another; a step that ran wins over one that did not."""
+    ran = {"status": "ok", "result": {}, "seconds": 3}
+    failed = {"status": "failed", "result": {}, "seconds": 4}
+    skipped = {"status": "skipped", "result": {}, "seconds": 0}
+    found = records(PEAKS)
+    one = part(tmp_path / "1.json", {"peaks": found["peaks"], "a": ran, "b": skipped, "c": ran})
+    two = part(
+        tmp_path / "2.json", {"torch/a": found["torch/a"], "a": skipped, "b": ran, "c": failed}, kit={"width": 16}
+    )
+    for report, member in ((one, "x.json"), (two, "y.json")):
+        with zipfile.ZipFile(recordings_file(report), "w") as archive:
+            archive.writestr(member, member)
+    merged = merge_reports([one, two], tmp_path / "all.json")
+    assert json.loads((tmp_path / "all.json").read_text()) == merged
+    assert (merged["gpu"], merged["kit"]) == (GPU, {"width": 16})
+    statuses = {name: step["status"] for name, step in merged["steps"].items()}
+    assert statuses == {"peaks": "ok", "a": "ok", "b": "ok", "c": "failed", "torch/a": "ok"}
+    assert merged["steps"]["torch/a"]["result"]["rows"][0]["limit"]["times_limit"] == 2.5
+    with zipfile.ZipFile(tmp_path / "all.inspector.zip") as archive:
+        assert archive.namelist() == ["x.json", "y.json"]
+
+
+@pytest.mark.parametrize("header", [{"gpu": {**GPU, "name": "NVIDIA H100"}}, {"quick": True}, {"kit": {"width": 64}}])
+def test_reports_of_two_machines_or_kits_are_not_put_together(header: dict[str, Any], tmp_path: Path) -> None:
+    parts = [part(tmp_path / "1.json", {}, kit={"width": 16}), part(tmp_path / "2.json", {}, **header)]
+    with pytest.raises(UsageError, match=next(iter(header))):
+        merge_reports(parts, tmp_path / "all.json")
+    parts[1].write_text("{}")
+    with pytest.raises(InputMissing, match=r"2\.json"):
+        merge_reports(parts, tmp_path / "all.json")
+    assert not (tmp_path / "all.json").exists()

@@ -34,12 +34,15 @@ def folder(tmp_path: Path) -> Path:
 def test_outcomes_are_counted(folder: Path) -> None:
     outcome = run_marked_tests(folder, "gpu")
     assert outcome.status == "ok"
-    assert outcome.result == {"passed": 1, "failed": 0, "errors": 0, "skipped": 1, "problems": []}
+    result = dict(outcome.result)
+    assert set(result.pop("compilers")) == {"nvcc", "g++"}
+    assert result == {"files": 1, "passed": 1, "failed": 0, "errors": 0, "skipped": 1, "problems": []}
 
 
 def test_failures_and_modules_that_cannot_be_imported_are_told_in_full(folder: Path) -> None:
     (folder / "test_failing.py").write_text(FAILING)
-    (folder / "test_broken.py").write_text("import a_package_that_is_not_there\n")
+    (folder / "test_broken.py").write_text("import a_package_that_is_not_there  # pytest.mark.gpu\n")
+    (folder / "test_of_others.py").write_text("import another_package_that_is_not_there\n")  # not looked at
     outcome = run_marked_tests(folder, "gpu")
     assert (outcome.status, outcome.reason) == ("failed", "1 passed, 1 failed, 1 errors, 1 skipped")
     texts = {entry["test"]: entry["text"] for entry in outcome.result["problems"]}

@@ -134,3 +134,24 @@ def test_steps_wait_for_what_they_need_and_stand_in_for_what_failed() -> None:
     assert records["needless"]["reason"] == "not needed: fine is ok"
     assert records["impossible"]["reason"] == "not possible: unwell is failed"
     assert {frozenset(record) for record in records.values()} == {frozenset(records["fine"])}
+
+
+def test_when_the_time_of_all_is_over_no_step_is_begun() -> None:
+    """The clock is read at the start and before every step: 0, 0, 70 and 95 s of 100."""
+    times = iter([0.0, 0.0, 70.0, 95.0])
+    records: dict[str, dict[str, Any]] = {}
+    steps = [Step(name, "some_steps:fine", {"value": 1}) for name in ("a", "b", "c")]
+    run_steps(steps, 60, records.__setitem__, 100, clock=times.__next__)
+    assert [record["status"] for record in records.values()] == ["ok", "ok", "skipped"]
+    assert records["c"]["reason"] == "the 100 s of the call are over"
+
+
+def test_the_last_step_gets_only_what_is_left(tmp_path: Path) -> None:
+    times = iter([0.0, 87.0])
+    records: dict[str, dict[str, Any]] = {}
+    step = Step("last", "some_steps:endless", {"marker": str(tmp_path)})
+    started = time.monotonic()
+    run_steps([step], 600, records.__setitem__, 100, clock=times.__next__)
+    assert records["last"]["status"] == "timeout"
+    assert records["last"]["reason"].startswith("stopped after 13 s")
+    assert time.monotonic() - started < 60

@@ -10,6 +10,7 @@ import ast
 import ctypes
 import json
 import operator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,13 +20,14 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-import fourphase.benchmarks.tensorrt_check
-from fourphase.benchmarks import tensorrt_check
+from fourphase.benchmarks import engine_on_tensors, tensorrt_check
+from fourphase.benchmarks.engine_on_tensors import EngineOnTensors
 from fourphase.benchmarks.gpu_kit import BATCH, KitModel
 from fourphase.benchmarks.guarded_steps import Outcome
-from fourphase.benchmarks.tensorrt_check import EngineOnTensors, check_model
+from fourphase.benchmarks.tensorrt_check import check_model, check_pair
 from fourphase.engine.build import EnginePlan
 from fourphase.runtime.cuda import Probe
+from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.flavour import Flavour
 from fourphase.runtime.trt_logger import logger_of
 from tests.support.tiny_bundle import SHAPE, reference_outputs, tiny_model
@@ -89,6 +91,7 @@ class FakeTensorRT:
     ILogger = ILogger
 
     def __init__(self) -> None:
+        self.tells_more = False
         self.refuses = self.forgets_the_last_study = False
         self.dtype = FLOAT
         self.logger: Any = None
@@ -162,21 +165,31 @@ def test_every_refusal_is_an_error_with_tensorrts_words(
         EngineOnTensors(flavour(trt), plan or tiny_model(), device="cpu").infer({"study": STUDIES[[0] * batch]})
 
 
+def recorded(trt: Any, engine: Any, source: Any, target: Path, context: Any = None) -> dict[str, Any]:
+    """As if the inspector knew more of a context that ran, of this engine."""
+    text = "ran" if context is not None and trt.tells_more else "loaded"
+    target.write_text(text)
+    return {"file": target.name, "sha256": text, "held": True}
+
+
 @pytest.fixture
-def checked(trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch) -> Any:
+def checked(trt: FakeTensorRT, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """The whole step on the stand-in, as if this machine had a GPU."""
     meta = {"compute_capabilities": ["9.0"], "profile": {}, "flags": {}, "build_seconds": 1.0, "warnings": []}
     monkeypatch.setattr(tensorrt_check, "load_flavour", lambda target: flavour(trt))
     monkeypatch.setattr(tensorrt_check, "load_kit_model", lambda kit, model: content())
-    monkeypatch.setattr(tensorrt_check, "build_engine", lambda onnx, *_, **__: EnginePlan(onnx, meta))
+    monkeypatch.setattr(tensorrt_check, "built_anyway", lambda source, *_: (EnginePlan(source.onnx, meta), None))
     monkeypatch.setattr(tensorrt_check, "FLAVOURS", {"tensorrt-rtx": "json"})
     monkeypatch.setattr(tensorrt_check, "EngineOnTensors", lambda f, plan: EngineOnTensors(f, plan, device="cpu"))
+    monkeypatch.setattr(tensorrt_check, "record_engine", recorded)
+    monkeypatch.setattr(tensorrt_check, "is_available", lambda: False)
     saved: list[Any] = []
 
     def run() -> Outcome:
         return check_model(
-            saved.append, kit="kit", model="network", target="tensorrt-rtx", capability=None, device="cuda", quick=True
-        )
+            saved.append, kit="kit", model="network", target="tensorrt-rtx", capability=None, device="cuda", quick=True,
+            recordings=str(tmp_path),
+        )  # fmt: skip
 
     return run
 
@@ -188,13 +201,90 @@ def test_an_engine_that_agrees_is_timed_at_both_batch_sizes(checked: Any) -> Non
     assert all(entry["passed"] and entry["relative"] < 1e-5 for entry in outcome.result["comparisons"])
     assert [row["statistics"]["batch"] for row in outcome.result["rows"]] == [1, BATCH]
     assert outcome.result["build"]["plan_bytes"] == len(tiny_model())
+    assert outcome.result["product"] == {"state": "skipped", "reason": "pycuda is not installed", "comparisons": []}
+
+
+@pytest.mark.parametrize(("tells_more", "kept"), [(False, ["loaded"]), (True, ["loaded", "ran"])])
+def test_an_engine_is_recorded_again_if_it_then_says_something_else(
+    checked: Any, trt: FakeTensorRT, tmp_path: Path, tells_more: bool, kept: list[str]
+) -> None:
+    trt.tells_more = tells_more
+    assert [record["when"] for record in checked().result["inspector"]] == kept
+    files = [f"tensorrt-rtx-network-current.{when}.json" for when in kept]
+    assert sorted(path.name for path in tmp_path.iterdir()) == files
+    assert [(tmp_path / file).read_text() for file in files] == kept
+
+
+class Session:
+    """The product's run time; `off` is what it adds."""
+
+    off, refuses = 0.0, False
+
+    def __init__(self, flavour: Flavour, plan: bytes, inputs: Any, outputs: Any, max_rows: int) -> None:
+        if self.refuses:
+            raise ModelIncompatible("the engine takes 1 to 2 studies", "build it again", key="engine_interface")
+        assert max_rows == BATCH
+        self.model = plan
+
+    def infer(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        outputs = zip(("logits", "phase_logits"), reference_outputs(self.model, inputs["study"]), strict=True)
+        return {name: value + np.float32(self.off) for name, value in outputs}
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("off", "refuses", "state", "reason"),
+    [
+        (0, False, "ok", ""),
+        (1, False, "failed", f"off the reference at batch 1, {BATCH}"),
+        (0, True, "failed", "the engine takes 1 to 2 studies"),
+    ],
+)
+def test_the_products_run_time_is_held_to_the_same(
+    checked: Any, monkeypatch: pytest.MonkeyPatch, off: float, refuses: bool, state: str, reason: str
+) -> None:
+    monkeypatch.setattr(tensorrt_check, "is_available", lambda: True)
+    monkeypatch.setattr(tensorrt_check, "SessionOnBuffers", Session)
+    monkeypatch.setattr(Session, "off", off)
+    monkeypatch.setattr(Session, "refuses", refuses)
+    outcome = checked()
+    assert (outcome.result["product"]["state"], outcome.result["product"]["reason"]) == (state, reason)
+    assert outcome.status == state
+    assert all(entry["passed"] for entry in outcome.result["comparisons"])  # torch's tensors are right all the same
+    assert len(outcome.result["rows"]) == 2
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_pair_is_timed_in_turns_by_the_first_capability_that_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def built(content: KitModel, target: str, capability: str | None) -> tuple[bytes, dict[str, Any]]:
+        return (b"built elsewhere" if capability is None else content.onnx), {"for": capability}
+
+    monkeypatch.setattr(tensorrt_check, "_built", built)
+    loaded = iter(["gru", "gru-unrolled"])
+    monkeypatch.setattr(tensorrt_check, "load_kit_model", lambda kit, model: replace(content(), name=next(loaded)))
+    outcome = check_pair(
+        lambda _: None, kit="kit", models=["gru", "gru-unrolled"], target="tensorrt-rtx", device="cuda", quick=True,
+        capabilities=[None, "8.0"],
+    )  # fmt: skip
+    assert outcome.status == "ok"
+    assert [one["capability"] for one in outcome.result["refused"]] == [None]
+    assert "Error Code 35" in outcome.result["refused"][0]["error"]["message"]
+    assert outcome.result["builds"] == [{"for": "8.0"}] * 2
+    assert outcome.result["difference"]["max_abs"] == 0
+    rows = [(row["variant"], row["batch"]) for row in outcome.result["rows"]]
+    assert rows == [(name, batch) for batch in (1, BATCH) for name in ("gru", "gru-unrolled")]
 
 
 def test_an_engine_that_is_wrong_only_at_batch_4_fails_and_is_not_timed(checked: Any, trt: FakeTensorRT) -> None:
     """What it leaves unwritten is NaN, not the last run's right answer."""
     trt.forgets_the_last_study = True
     outcome = checked()
-    assert (outcome.status, outcome.reason) == ("failed", f"off PyTorch FP32 at batch {BATCH}")
+    assert (outcome.status, outcome.reason) == ("failed", f"off the reference at batch {BATCH}")
     first, second = outcome.result["comparisons"]
     assert first["passed"]
     assert not second["finite"]
@@ -214,7 +304,7 @@ def used_names() -> set[str]:
     """TensorRT names in the module; instances are known by the name they have there."""
     roles = {"runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext"}
     used = set()
-    tree = ast.parse(Path(fourphase.benchmarks.tensorrt_check.__file__).read_text())
+    tree = ast.parse(Path(engine_on_tensors.__file__).read_text())
     (body,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
     for node in ast.walk(body):
         parts = ast.unparse(node).split(".") if isinstance(node, ast.Attribute) else [""]

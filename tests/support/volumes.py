@@ -15,10 +15,13 @@ from fourphase.runtime.geometry import Region, SeriesGeometry
 
 __all__ = ["ORIENTATIONS", "grid", "noise_volume", "resampled", "resized", "sitk_image", "turned"]
 
-sitk: Any = importlib.import_module("SimpleITK")  # its annotations are partial
-
 Float: TypeAlias = NDArray[np.float64]
 Direction: TypeAlias = Sequence[float] | Float
+
+
+def _sitk() -> Any:
+    """SimpleITK, which only the independent resampling needs; its annotations are partial."""
+    return importlib.import_module("SimpleITK")
 
 
 def _orientations() -> list[tuple[tuple[float, ...], tuple[float, ...]]]:
@@ -71,6 +74,7 @@ def noise_volume(shape: tuple[int, int, int], seed: int = 0) -> NDArray[np.float
 
 def sitk_image(volume: NDArray[Any], geometry: SeriesGeometry) -> Any:
     dy, dx = geometry.pixel_spacing
+    sitk = _sitk()
     image = sitk.GetImageFromArray(volume.astype(np.float64))
     image.SetOrigin(geometry.positions[0].tolist())
     image.SetSpacing((dx, dy, geometry.slice_spacing))
@@ -82,6 +86,7 @@ def sitk_image(volume: NDArray[Any], geometry: SeriesGeometry) -> Any:
 def resampled(volume: NDArray[Any], geometry: SeriesGeometry, region: Region, config: PreprocessingConfig) -> Float:
     """Step 2 of the contract by SimpleITK, on the whole volume: float64 (z, y, x) at `spacing_mm`."""
     counts = [max(1, int(np.floor(extent / config.spacing_mm + 0.5))) for extent in region.extent_mm]
+    sitk = _sitk()
     resample = sitk.ResampleImageFilter()
     resample.SetSize(counts)
     resample.SetOutputSpacing([config.spacing_mm] * 3)
