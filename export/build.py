@@ -46,7 +46,8 @@ from fourphase.export.network import FourPhaseNet
 from fourphase.export.onnx_export import OUTPUTS, chosen_gru, onnx_from_network
 from fourphase.export.parity import ParityReport, measure_parity, require_parity
 from fourphase.export.report_html import report_html
-from fourphase.export.split import SplitModel, check_slices, require_equal, split_memory, split_model
+from fourphase.export.split import SplitModel, check_slices, split_model
+from fourphase.export.split_parity import require_equal, split_memory
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.console import note, progress
 from fourphase.runtime.errors import UsageError

@@ -25,7 +25,8 @@ from fourphase.export.build import torch_baseline, verify_model
 from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.config import NetworkConfig
 from fourphase.export.guards import check_graph, require_clean
-from fourphase.export.split import FEATURES, SplitModel, run_split
+from fourphase.export.split import FEATURES, SplitModel
+from fourphase.export.split_parity import run_split
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import canonical_json

@@ -50,6 +50,12 @@ def test_the_batch_multiplies_activations_and_not_weights() -> None:
     assert found.total_bytes == 3 * 84
 
 
+def test_sizes_that_the_file_notes_for_another_batch_do_not_count() -> None:
+    model = parsed(CHAIN)
+    model.graph.value_info.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, [1, 4]))
+    assert peak_activations(model, batch=3).peak_bytes == 108
+
+
 def test_a_longer_life_raises_the_peak() -> None:
     kept = parsed(CHAIN)
     kept.graph.output.append(onnx.helper.make_tensor_value_info("b", onnx.TensorProto.FLOAT, ["B", 4]))

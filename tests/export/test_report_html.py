@@ -23,7 +23,7 @@ from fourphase.export.report_html import report_html
 from fourphase.export.report_markup import element
 from fourphase.export.report_plots import histograms_svg, ladder_svg, memory_svg, parity_svg, ranges_svg, search_svg
 from fourphase.export.report_svg import Axis, make_axis
-from fourphase.export.split import SplitParity
+from fourphase.export.split_parity import SplitParity
 from fourphase.runtime.config import PreprocessingConfig
 from tests.support.inspector_answers import audit_of
 
