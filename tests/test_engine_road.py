@@ -106,7 +106,7 @@ def test_a_machine_without_torch_and_onnx_builds_from_the_bundle(built: tuple[Pa
     assert parts == [("bundle", "trunk"), ("bundle", "tail"), ("store", "whole")]
     verified = fp_export("verify", path)
     assert verified.returncode == 0, verified.stderr
-    assert "split fp16: chunks of 4 slices, largest difference" in verified.stdout
+    assert "split fp16: chunks of 4 slices, 2 inputs, largest difference" in verified.stdout
 
 
 def test_verify_finds_a_tail_that_is_not_the_wholes(built: tuple[Path, Run], tmp_path: Path) -> None:
@@ -146,7 +146,8 @@ def test_errors_of_the_builder_name_our_blocks_without_onnx(checkpoint: Path, tm
         (["--dla", "0", "--split", "4"], 2, "TensorRT for RTX does not know"),
         (["--hardware-compatibility", "ampere-plus"], 2, "--compute-capability instead"),
         (["--hardware-compatibility", "all"], 2, "ampere-plus"),
-        (["--batch", "2,1,1"], 2, "min <= opt <= max"),
+        (["--batch", "1,3,2"], 2, "min <= opt <= max"),
+        (["--batch", "2,2,4"], 2, "could not run one"),
         (["--rebuilds", "0"], 2, "--rebuilds"),
         (["--workspace", "0"], 2, "workspace"),
     ],
