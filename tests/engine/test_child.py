@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -154,7 +155,9 @@ def test_the_last_duration_of_a_build_is_remembered(child_does: Script, monkeypa
     for _ in range(2):
         build_engine(SOURCE, "tensorrt-rtx")
     assert "the last time" not in shown[0]
-    assert "the last time it took 1 s" in shown[1]
+    said = re.search(r"the last time it took (\d+) s$", shown[1])
+    assert said is not None
+    assert 1 <= int(said[1]) < 30
 
 
 def test_an_error_crosses_processes_whole() -> None:
