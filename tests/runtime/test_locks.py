@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,10 +47,8 @@ def test_who_waits_too_long_is_told(tmp_path: Path) -> None:
 def test_a_lock_goes_with_its_process(tmp_path: Path) -> None:
     with held(tmp_path / "lock"):
         pass
-    started = time.monotonic()
     with locked(tmp_path / "lock", 5, what="x") as waited:
         assert not waited
-    assert time.monotonic() - started < 4
 
 
 def test_readers_share_and_keep_writers_out(tmp_path: Path) -> None:
