@@ -99,11 +99,27 @@ class Audit:
             for block in blocks
         }
 
+    @property
+    def summary(self) -> str:
+        """One line: "42 layers, of their bytes fp16 93%, fp32 7%", and loudly what the engine does not tell."""
+        parts = [
+            f"{precision} {share['share_of_bytes']:.0%}"
+            for precision, share in self.by_precision.items()
+            if share["bytes"]
+        ]
+        line = f"{len(self.layers)} layers, of their bytes {', '.join(parts) or 'nothing is told'}"
+        loud = [
+            f"{len(self.unknown)} TYPES UNKNOWN" if self.unknown else "",
+            f"{len(self.unseen)} WEIGHTED NODES IN NO WEIGHTED LAYER" if self.unseen else "",
+        ]
+        return "; ".join(part for part in (line, *loud) if part)
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return {
             "schema": "fourphase.audit/1",
             "dialect": self.dialect,
+            "summary": self.summary,
             "by_precision": self.by_precision,
             "by_block": self.by_block,
             "unknown": list(self.unknown),

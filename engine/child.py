@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,17 @@ from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.engine.parse import build_error
 from fourphase.engine.timing_cache import CacheUse
 from fourphase.runtime.atomic import write_file
-from fourphase.runtime.errors import FourphaseError, OutputNotWritable, error_from_dict
+from fourphase.runtime.errors import FourphaseError, LockTimeout, OutputNotWritable, error_from_dict
 from fourphase.runtime.flavour import load_flavour
+from fourphase.runtime.locks import locked
 
 __all__ = ["COMMAND", "build_in_child"]
 
 COMMAND = (sys.executable, "-m", "fourphase.engine.child")
 _PREFIX = "fourphase-build-"
+_ALIVE = "alive.lock"
+#: A build makes its lock file and then takes the lock: nobody else may come between.
+_SETTLED_S = 60.0
 _REQUEST, _ONNX, _PLAN, _RECORD, _OUTPUT = "request.json", "model.onnx", "engine.plan", "record.json", "output.txt"
 #: prctl's "send me this signal when my parent dies" (linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
@@ -62,30 +67,36 @@ def build_in_child(target: str, source: EngineSource, options: BuildOptions, cac
             "cache": None if cache is None else str(cache),
         }
         write_file(folder / _REQUEST, json.dumps(request).encode())
-        code = _run(folder)
-        record = _record_of(folder)
-        if record is None and code == OutputNotWritable.code:
-            raise OutputNotWritable(
-                "the temporary folder is full: the engine could not be written there",
-                "free space, or let the environment variable TMPDIR name a larger folder",
-                key="temporary_folder_full",
-            )
-        if record is None:
-            raise _ended(code, folder, options)
-        if "error" in record:
-            raise error_from_dict(record["error"])
-        return _built(record, (folder / _PLAN).read_bytes())
+        with locked(folder / _ALIVE, 0, what="this build"):
+            return _outcome(_run(folder), folder, options)
+
+
+def _outcome(code: int, folder: Path, options: BuildOptions) -> Built:
+    """What the child left. Raises: what it raised, or what its end without a record means."""
+    record = _record_of(folder)
+    if record is None and code == OutputNotWritable.code:
+        raise OutputNotWritable(
+            "the temporary folder is full: the engine could not be written there",
+            "free space, or let the environment variable TMPDIR name a larger folder",
+            key="temporary_folder_full",
+        )
+    if record is None:
+        raise _ended(code, folder, options)
+    if "error" in record:
+        raise error_from_dict(record["error"])
+    return _built(record, (folder / _PLAN).read_bytes())
 
 
 def _sweep() -> None:
     """Takes away what builds left whose process was killed: a model and perhaps a plan each."""
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         try:
-            parent = int(json.loads((folder / _REQUEST).read_bytes())["parent"])
-            os.kill(parent, 0)
-        except ProcessLookupError:
-            shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError, KeyError, TypeError):
+            if time.time() - (folder / _ALIVE).stat().st_mtime < _SETTLED_S:
+                continue
+            # A lock, not a process number: the folder may be shared with a container that counts its own.
+            with locked(folder / _ALIVE, 0, what="a build"):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, LockTimeout, OutputNotWritable):
             continue
 
 

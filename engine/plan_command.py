@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fourphase.runtime.console import be_quiet, note, run_app, say_errors_as_json
+
+if TYPE_CHECKING:
+    from fourphase.engine.options import BuildOptions
+    from fourphase.engine.plans import PlanOutcome
+    from fourphase.runtime.flavour import Target
 
 __all__ = ["app", "build_options", "build_plan_command", "engine_line"]
 
@@ -48,7 +54,7 @@ def build_options(
     dla: int | None = None,
     capabilities: list[str] | None = None,
     no_timing_cache: bool = False,
-) -> Any:
+) -> BuildOptions:
     """The command line's words -> BuildOptions. Raises: UsageError (2)."""
     from fourphase.engine.options import BuildOptions
     from fourphase.runtime.errors import UsageError
@@ -139,16 +145,16 @@ def build_plan_command(
         force=force,
         lock_timeout_s=lock_timeout,
     )
+    _print_plans(outcomes, chosen, json_output)
+
+
+def _print_plans(outcomes: Sequence[PlanOutcome], target: Target, json_output: bool) -> None:
     records = [{"key": one.key, "outcome": one.outcome, **one.meta} for one in outcomes]
     if json_output:
-        report = {
-            "schema": "fourphase.plans/1",
-            "target": {"name": chosen.name, "reason": chosen.reason},
-            "plans": records,
-        }
-        print(json.dumps(report, indent=1))
+        chosen = {"name": target.name, "reason": target.reason}
+        print(json.dumps({"schema": "fourphase.plans/1", "target": chosen, "plans": records}, indent=1))
         return
-    print(f"target {chosen.name}: {chosen.reason}")
+    print(f"target {target.name}: {target.reason}")
     for record in records:
         print(engine_line(record, record["outcome"]))
         for warning in record["warnings"]:
@@ -165,7 +171,7 @@ def engine_line(engine: dict[str, Any], outcome: str = "built") -> str:
     ladder = f" (at the {tries}. try, with {last} MiB of workspace)" if tries > 1 else ""
     words = {"built": f"built in {engine['build_seconds']:.1f} s{ladder}"}
     words |= {"found": "there already, verified", "waited": "built by another process meanwhile, verified"}
-    audited = engine["audit"] if isinstance(engine["audit"], str) else "precision audited"
+    audited = engine["audit"] if isinstance(engine["audit"], str) else f"audited: {engine['audit']['summary']}"
     return (
         f"engine {engine['key']}: {engine['precision']}{part}, {engine['flavour']} {engine['version']} for compute"
         f" capability {', '.join(engine['compute_capabilities'])}{size}, {words[outcome]}; {audited}"

@@ -100,7 +100,8 @@ def print_error(error: FourphaseError) -> None:
 def run_app(app: typer.Typer, name: str) -> NoReturn:
     """Runs a command and exits with the contract's code; a traceback is shown for bugs (code 1) only."""
     signal.signal(signal.SIGTERM, _on_signal)
-    signal.signal(signal.SIGHUP, _on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup means to go on
+        signal.signal(signal.SIGHUP, _on_signal)
     try:
         code = app(prog_name=name, standalone_mode=False)
     except FourphaseError as error:

@@ -150,14 +150,6 @@ class PlanStore:
             _write_closed(description, (json.dumps(checked, indent=1, allow_nan=False) + "\n").encode())
         return PlanEntry(key, "store", checked)
 
-    def quarantine(self, key: str, reason: str) -> str:
-        """Moves an added plan out of the way, with the reason; says what was done.
-
-        Raises: LockTimeout (31).
-        """
-        with self._exclusive():
-            return self._move_away(key, reason)
-
     def clean(self, onnx_sha256s: frozenset[str]) -> tuple[str, ...]:
         """Quarantines added plans that cannot be used or are of another model; says which and why.
 

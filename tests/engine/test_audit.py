@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from fourphase.engine.audit import Audit, audit_engine, findings, read_inspector, require_precision
-from fourphase.engine.audit_table import print_audit, summary
 from fourphase.runtime.errors import EngineBuildFailed, GPUUnavailable
 from tests.support.inspector_answers import (
     BLOCKS,
@@ -122,7 +119,7 @@ def test_a_weighted_layer_of_unknown_type_is_no_audit_however_small() -> None:
     large["Outputs"][0]["Dimensions"] = [1, 64, 512, 512]
     audit = engine_of(large, blind)
     assert audit.unknown == ("node_Conv_1961: N/A due to dynamic shapes", "node_Conv_1961: N/A")
-    assert "2 TYPES UNKNOWN" in summary(audit)
+    assert "2 TYPES UNKNOWN" in audit.summary
     assert "stem (fp16 asked, unknown found)" in incomplete(audit, {"stem/NC": "fp16"}).message
     require_precision(audit, {"stage1/NC": "fp16"})
 
@@ -158,7 +155,7 @@ def test_a_region_that_tells_its_ends_only_is_held_to_them() -> None:
 def test_a_block_whose_weights_no_layer_names_is_no_audit() -> None:
     audit = engine_of(HELD["fp16"])
     assert audit.unseen == ("node_Conv_1975", "node_linear_68")
-    assert "2 WEIGHTED NODES IN NO WEIGHTED LAYER" in summary(audit)
+    assert "2 WEIGHTED NODES IN NO WEIGHTED LAYER" in audit.summary
     require_precision(audit, {"stem/NC": "fp16"})
     message = incomplete(audit, {"stem/NC": "fp16", "stage1/NC": "fp16", "head": "fp16"}).message
     assert message.endswith("no weighted layer of the engine names a node of stage1/NC, head")
@@ -327,6 +324,6 @@ def test_a_mutated_answer_is_an_audit_or_an_error_of_ours(data: st.DataObject) -
     except EngineBuildFailed:
         return
     json.dumps(audit.to_dict())
-    print_audit(audit, MIXED_WANTED, Console(file=io.StringIO(), width=80))
+    assert audit.summary
     with contextlib.suppress(EngineBuildFailed):
         require_precision(audit, MIXED_WANTED)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -22,6 +21,7 @@ from fourphase.engine.child import build_in_child
 from fourphase.engine.options import BuildOptions, EngineSource
 from fourphase.runtime.cache import CACHE_VARIABLE
 from fourphase.runtime.errors import EngineBuildFailed, IntegrityError, OutputNotWritable, error_from_dict
+from fourphase.runtime.locks import locked
 from tests.support.trt_graphs import gru
 
 SOURCE = EngineSource(b"onnx", "fp32")
@@ -90,14 +90,16 @@ def test_what_a_killed_build_left_is_taken_away(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     child_does(BUILT)
-    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    for name, parent in (("dead", int(gone.stdout)), ("alive", os.getpid())):
-        (tmp_path / f"fourphase-build-{name}").mkdir()
-        (tmp_path / f"fourphase-build-{name}" / "request.json").write_text(json.dumps({"parent": parent}))
+    for name, age_s in (("alive", 3600), ("dead", 3600), ("starting", 1)):
+        lock = tmp_path / f"fourphase-build-{name}" / "alive.lock"
+        lock.parent.mkdir()
+        lock.touch()
+        os.utime(lock, (time.time() - age_s,) * 2)
     (tmp_path / "fourphase-build-unfinished").mkdir()
-    build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
-    left = sorted(path.name for path in tmp_path.glob("fourphase-build-*"))
-    assert left == ["fourphase-build-alive", "fourphase-build-unfinished"]
+    with locked(tmp_path / "fourphase-build-alive" / "alive.lock", 0, what="another build"):
+        build_in_child("tensorrt-rtx", SOURCE, BuildOptions())
+    left = sorted(path.name.rpartition("-")[2] for path in tmp_path.glob("fourphase-build-*"))
+    assert left == ["alive", "starting", "unfinished"]
 
 
 @pytest.mark.rtx

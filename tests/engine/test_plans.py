@@ -16,6 +16,7 @@ from fourphase.engine import plans as engine_plans
 from fourphase.engine.build import EnginePlan
 from fourphase.engine.bundle import OnnxModel, SplitOnnx, contents_of, model_of, write_bundle
 from fourphase.engine.options import BuildOptions, EngineSource
+from fourphase.engine.plan_command import engine_line
 from fourphase.engine.plans import engine_options, ensure_plans, onnx_hashes, sources_of
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
@@ -183,3 +184,11 @@ def test_stale_plans_are_moved_away_before_a_build(bundle: Bundle, monkeypatch: 
 def test_a_precision_the_bundle_lacks_is_refused(bundle: Bundle) -> None:
     with pytest.raises(ModelIncompatible, match="no model in int8"):
         ensure_plans(bundle, PlanStore(bundle), "tensorrt-rtx", precision="int8")
+
+
+def test_the_line_of_an_engine_tells_its_audit_and_its_tries() -> None:
+    tries = [{"workspace_bytes": 4 << 30, "outcome": "killed"}, {"workspace_bytes": 2 << 30, "outcome": "built"}]
+    engine = {**META, "key": "ab", "attempts": tries, "build_seconds": 2.0, "audit": {"summary": "3 layers, fp16 100%"}}
+    line = engine_line(engine)
+    assert "built in 2.0 s (at the 2. try, with 2048 MiB of workspace)" in line
+    assert line.endswith("audited: 3 layers, fp16 100%")

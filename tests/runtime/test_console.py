@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 
 import pytest
 
@@ -25,3 +27,25 @@ def test_a_bar_within_a_bar_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "outer" in shown
     assert "next" in shown
     assert "inner" not in shown
+
+
+HUNG_UP = """
+import os, signal, sys, typer
+from fourphase.runtime.console import run_app
+if sys.argv.pop() == "nohup":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+app = typer.Typer()
+
+@app.command()
+def run():
+    os.kill(os.getpid(), signal.SIGHUP)
+    print("went on")
+
+run_app(app, "test")
+"""
+
+
+@pytest.mark.parametrize(("how", "code", "said"), [("nohup", 0, "went on\n"), ("terminal", 129, "")])
+def test_a_hang_up_ends_a_command_unless_nohup_says_otherwise(how: str, code: int, said: str) -> None:
+    done = subprocess.run([sys.executable, "-c", HUNG_UP, how], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (code, said), done.stderr
