@@ -33,6 +33,9 @@ _EXTRAS = {
     "tensorrt_rtx": "rtx",
     "pycuda": "gpu",
     "matplotlib": "report",
+    "highdicom": "sr",
+    "PIL": "preview",
+    "pynetdicom": "listen",
     "SimpleITK": "dev",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fourphase.runtime.phase_manifest import IGNORE, PhaseManifest, SiteRule
 from fourphase.runtime.phase_tokens import class_of_description, no_phase_word
 from fourphase.runtime.series import Series
 
@@ -29,16 +30,20 @@ class Candidate:
         start: seconds since a moment common to the study; None when unknown.
         evidence: (phase, text), strongest first.
         excluded: the word by which it is no contrast phase at all (scout, lung, MPR ...).
+        site_phase: the phase that the site's phases.toml gives it; it overrules what the tags say.
     """
 
     series: Series
     start: float | None
     evidence: tuple[tuple[str, str], ...]
     excluded: str | None
+    site_phase: str | None = None
 
     @property
     def claims(self) -> frozenset[str]:
         """The phases its evidence names: none, one, or several that contradict each other."""
+        if self.site_phase is not None:
+            return frozenset({self.site_phase})
         return frozenset(phase for phase, _ in self.evidence)
 
     @property
@@ -46,17 +51,39 @@ class Candidate:
         return tuple(text for _, text in self.evidence)
 
 
-def candidates_of(series: Sequence[Series]) -> list[Candidate]:
-    """Every series with its evidence, in the order of acquisition; unknown times last."""
+def candidates_of(series: Sequence[Series], site: PhaseManifest | None = None) -> list[Candidate]:
+    """Every series with its evidence, in the order of acquisition; unknown times last.
+
+    Raises: UsageError (2) if a description fits two phases of the site's file.
+    """
     starts = _common_starts(series)
-    found = [
-        Candidate(one, start, tuple(_evidence(one, timed=start is not None)), no_phase_word(one.tags.description))
-        for one, start in zip(series, starts, strict=True)
-    ]
+    found = [_candidate(one, start, site) for one, start in zip(series, starts, strict=True)]
     return sorted(found, key=lambda candidate: (candidate.start is None, candidate.start or 0.0))
 
 
-def _evidence(series: Series, *, timed: bool) -> list[tuple[str, str]]:
+def _candidate(series: Series, start: float | None, site: PhaseManifest | None) -> Candidate:
+    description, timed = series.tags.description, start is not None
+    rule = site.rule_for(description) if site else None
+    if rule is None:
+        evidence = [*_tag_evidence(series, timed=timed), *_word_evidence(description)]
+        return Candidate(series, start, tuple(evidence), no_phase_word(description))
+    return _by_rule(rule, series, start, _tag_evidence(series, timed=timed))
+
+
+def _by_rule(rule: SiteRule, series: Series, start: float | None, tags: Sequence[tuple[str, str]]) -> Candidate:
+    """The site's rule in the place of the general words; what the tags say stays visible beside it."""
+    if rule.phase == IGNORE:
+        return Candidate(series, start, tuple(tags), f"site:{rule.pattern}")
+    evidence = ((rule.phase, f"site:{rule.pattern}"), *tags)
+    return Candidate(series, start, evidence, None, rule.phase)
+
+
+def _word_evidence(description: str) -> list[tuple[str, str]]:
+    named = class_of_description(description)
+    return [(named[0], f"description:{named[1]}")] if named is not None else []
+
+
+def _tag_evidence(series: Series, *, timed: bool) -> list[tuple[str, str]]:
     tags = series.tags
     found = []
     if tags.agent_phase in AGENT_PHASES:
@@ -67,9 +94,6 @@ def _evidence(series: Series, *, timed: bool) -> list[tuple[str, str]]:
     phase = _phase_of_delay(delay) if delay is not None else None
     if delay is not None and phase is not None:
         found.append((phase, f"injection_delay:{delay:.0f}s"))
-    named = class_of_description(tags.description)
-    if named is not None:
-        found.append((named[0], f"description:{named[1]}"))
     return found
 
 

@@ -1,4 +1,4 @@
-"""`--phase NC=2`: which series the user means, and what speaks against it."""
+"""`--phase NC=2`: which series the user means, and what speaks against a phase that the user or the site named."""
 
 from __future__ import annotations
 
@@ -61,11 +61,16 @@ def _is_in_folder(series: Series, spec: str) -> bool:
 
 
 def contradictions(named: Settled) -> list[Notice]:
+    """What the tags say against the phases that --phase or the site's file gave."""
     notices = []
     for phase, candidate in named.items():
         against = [text for name, text in candidate.evidence if name != phase]
         against += [f"no phase: {candidate.excluded}"] if candidate.excluded else []
         if against:
-            message = f"{candidate.series.name} was named as {phase}, against its evidence: {', '.join(against)}"
-            notices.append(Notice("override_contradicts_tags", message))
+            overridden = (phase, "override") in candidate.evidence
+            who, key = ("--phase", "override") if overridden else ("the phases file", "site_rule")
+            message = (
+                f"{candidate.series.name} was named as {phase} by {who}, against its evidence: {', '.join(against)}"
+            )
+            notices.append(Notice(f"{key}_contradicts_tags", message))
     return notices

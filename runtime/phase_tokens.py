@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
-__all__ = ["CLASSES", "class_of_description", "no_phase_word"]
+__all__ = ["CLASSES", "class_of_description", "no_phase_word", "normalized"]
 
 #: The four phases in the order of acquisition.
 CLASSES = ("NC", "ART", "PV", "DL")
@@ -110,7 +110,7 @@ def _as_words(patterns: list[str]) -> str:
     return f"(?<![a-z])(?:{'|'.join(patterns)})(?:phase)?(?![a-z])"
 
 
-def _normalized(text: str) -> str:
+def normalized(text: str) -> str:
     """NFKC, case folded, accents stripped, white space and underscores as single spaces."""
     decomposed = unicodedata.normalize("NFD", unicodedata.normalize("NFKC", text).casefold())
     stripped = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
@@ -118,7 +118,7 @@ def _normalized(text: str) -> str:
 
 
 def _class_pattern(name: str) -> str:
-    substrings = "|".join(map(_normalized, _SUBSTRINGS[name]))
+    substrings = "|".join(map(normalized, _SUBSTRINGS[name]))
     return f"(?P<{name}>{_as_words(_WORDS[name])}|{substrings})"
 
 
@@ -133,7 +133,7 @@ def class_of_description(description: str) -> tuple[str, str] | None:
     >>> class_of_description("Leber arteriell 2.5 B30f")
     ('ART', 'arteriell')
     """
-    text = _normalized(description)
+    text = normalized(description)
     if _EITHER.search(text):
         return None
     found = [(match.lastgroup or "", match.group()) for match in _PHASE.finditer(text)]
@@ -142,5 +142,5 @@ def class_of_description(description: str) -> tuple[str, str] | None:
 
 def no_phase_word(description: str) -> str | None:
     """The word by which a series is no contrast phase at all (scout, lung, MPR ...), or None."""
-    match = _EXCLUDED.search(_normalized(description))
+    match = _EXCLUDED.search(normalized(description))
     return match.group() if match else None

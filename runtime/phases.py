@@ -13,6 +13,7 @@ from itertools import pairwise
 from fourphase.runtime.errors import Notice, PhaseMissing
 from fourphase.runtime.geometry import Region
 from fourphase.runtime.phase_evidence import Candidate, candidates_of
+from fourphase.runtime.phase_manifest import PhaseManifest
 from fourphase.runtime.phase_overrides import contradictions, named_by_user
 from fourphase.runtime.phase_search import PhaseSearch, Settled
 from fourphase.runtime.phase_tokens import CLASSES
@@ -39,6 +40,7 @@ def assign_phases(
     phases: Sequence[str],
     overrides: Mapping[str, str],
     *,
+    site: PhaseManifest | None = None,
     region: Region | None = None,
     thickness_mm: float = 1.0,
 ) -> tuple[dict[str, PhaseMatch], tuple[Notice, ...]]:
@@ -48,20 +50,26 @@ def assign_phases(
         study: as read; at least one series.
         phases: names out of NC, ART, PV, DL, in the model's order.
         overrides: phase -> SeriesInstanceUID, SeriesNumber (with "#2" for the second acquisition in it) or subfolder.
+        site: what the site's own series descriptions mean.
         region: lesion box with margin; among several reconstructions one that covers it is preferred.
         thickness_mm: the training protocol's, to choose among reconstructions.
 
     Raises:
-        UsageError: an override for a phase the model has not, or one series for two phases.
+        UsageError: an override for a phase the model has not, one series for two phases, or site rules that conflict.
         PhaseMissing: a phase has no series.
         PhaseAmbiguous: evidence contradicts itself or does not settle which series it is.
         GeometryRefused: the series of a phase has no sound geometry.
     """
-    search = PhaseSearch(candidates_of(study.series), tuple(phases), region, thickness_mm)
+    search = PhaseSearch(candidates_of(study.series, site), tuple(phases), region, thickness_mm)
     named = named_by_user(search, overrides)
     found, chosen_notices = _found_by_evidence(search, named)
     chosen = {**named, **found}
-    notices = [*contradictions(named), *chosen_notices, *_check_times(search, chosen, set(named))]
+    notices = [
+        *contradictions(named),
+        *contradictions(found),
+        *chosen_notices,
+        *_check_times(search, chosen, set(named)),
+    ]
     for candidate in chosen.values():
         if candidate.series.problem is not None:
             raise candidate.series.problem

@@ -24,6 +24,7 @@ from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import Notice, UsageError
 from fourphase.runtime.gpu_preprocess import Hounsfield
+from fourphase.runtime.phase_manifest import read_manifest
 from fourphase.runtime.phases import PhaseMatch, assign_phases
 from fourphase.runtime.pixels import read_hu
 from fourphase.runtime.plan_choice import PlanPolicy
@@ -42,14 +43,17 @@ class StudyRequest:
 
     Attributes:
         folder: holds the DICOM files, at any depth.
-        box: JSON or NIfTI mask. label: which label of the mask.
+        box: JSON, NIfTI mask, DICOM SEG or RTSTRUCT. label, roi: which lesion in it, by number or name.
         phases: phase -> SeriesInstanceUID, SeriesNumber or subfolder; overrides the evidence.
+        site: the site's phases.toml.
     """
 
     folder: Path
     box: Path
     label: int | None = None
     phases: Mapping[str, str] = field(default_factory=dict)
+    roi: str | None = None
+    site: Path | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +179,8 @@ def _scanned(request: StudyRequest, phases: Sequence[str], config: Preprocessing
         study = read_study(request.folder)
         given = read_box(request.box, request.label)
         around = given.region.grown(config.margin_mm)
-        matches, notices = assign_phases(study, phases, request.phases, region=around)
+        site = read_manifest(request.site) if request.site else None
+        matches, notices = assign_phases(study, phases, request.phases, site=site, region=around)
         box = fit_box(given, {phase: match.series for phase, match in matches.items()})
     ordered = {phase: matches[phase] for phase in phases}
     return _Scanned(study.uid, ordered, box, (*study.warnings, *notices, *box.warnings))
