@@ -10,9 +10,11 @@ import struct
 from dataclasses import dataclass
 
 __all__ = [
+    "ITEM",
     "JPEG2000_FRAME",
     "JPEG_LS_FRAME",
     "LOSSLESS_FRAME",
+    "SEQUENCE_END",
     "Codestream",
     "CodestreamError",
     "codestream_of",

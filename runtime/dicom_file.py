@@ -1,7 +1,8 @@
 """One DICOM file on disk: its raw header values and where its pixel data starts. Nothing is interpreted here.
 
-pydicom finds the elements; the values stay bytes and are decoded by `RawHeader`, because pydicom's converters cost more
-than the parsing and put header text into their warnings. No pixel is read, no symlink followed, no device opened.
+pydicom finds the elements of an ordinary header, `elements` those of a long or nested one. The values stay bytes and
+are decoded by `RawHeader`, because pydicom's converters cost more than the parsing and put header text into their
+warnings. No pixel is read, no symlink followed, no device opened.
 """
 
 from __future__ import annotations
@@ -9,32 +10,31 @@ from __future__ import annotations
 import dataclasses
 import io
 import logging
-import math
 import os
-import re
 import stat
 import struct
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
-from pydicom import charset
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.filereader import data_element_generator
 from pydicom.tag import BaseTag
 
+from fourphase.runtime.elements import Found, MalformedData, TooManyElements, Wanted, walk
+from fourphase.runtime.raw_header import RawHeader, plain_ascii
+
 __all__ = [
     "DEFLATED",
+    "NATIVE",
     "RawHeader",
     "SkippedFile",
     "dataset_bytes",
     "open_regular",
     "quiet_pydicom",
+    "read_nested",
     "read_raw_header",
 ]
 
@@ -43,16 +43,17 @@ DEFLATED = "1.2.840.10008.1.2.1.99"
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+#: Transfer syntaxes of uncompressed pixels.
+NATIVE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, EXPLICIT_BIG, DEFLATED)
 
 TRANSFER_SYNTAX, MEDIA_CLASS = 0x00020010, 0x00020002
 
 #: Nearly every CT header ends before this; a longer one is parsed again from more of the file.
 HEAD_BYTES = 32 * 1024
-#: The largest CT slice within limits (4096 x 4096 x 16 bit) and a generous header.
+#: How much of a file with a longer header is looked at, first, then, at most.
+LONGER_HEADS = (1024 * 1024, 8 * 1024 * 1024)
+#: The largest CT slice within limits (4096 x 4096 x 16 bit) and a generous header; also the longest header.
 FILE_LIMIT = 48 * 1024 * 1024
-
-_UID = re.compile(r"[0-9.]{1,64}")
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 
 
 class SkippedFile(Exception):
@@ -61,65 +62,6 @@ class SkippedFile(Exception):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-
-
-@dataclass(frozen=True)
-class RawHeader:
-    """The wanted elements of one file.
-
-    Attributes:
-        values: tag -> value as it is in the file; absent and empty elements are left out.
-        transfer_syntax: UID; without file meta information, the one that the encoding shows.
-        little_endian: byte order of `values` (Explicit VR Big Endian is retired but exists).
-        pixel_offset: byte offset of the (7FE0,0010) element in `dataset_bytes`; None if the header ends without one.
-        media_class: MediaStorageSOPClassUID of the file meta information, '' without it.
-    """
-
-    values: dict[int, bytes]
-    transfer_syntax: str = ""
-    little_endian: bool = True
-    pixel_offset: int | None = None
-    media_class: str = ""
-
-    def text(self, tag: int) -> str:
-        """A code string, UID or time: ASCII without padding; '' when absent."""
-        return _ascii(self.values.get(tag, b""))
-
-    def uid(self, tag: int) -> str:
-        """A UID; '' when absent or anything else than digits and dots: UIDs are printed, so they hold no other text."""
-        text = self.text(tag)
-        return text if _UID.fullmatch(text) else ""
-
-    def strings(self, tag: int) -> tuple[str, ...]:
-        return tuple(part.strip(" \0") for part in self.text(tag).split("\\")) if tag in self.values else ()
-
-    def free_text(self, tag: int) -> str:
-        """Text in the file's SpecificCharacterSet (0008,0005). Never print it: it may name the patient."""
-        return _decoded(self.values.get(tag, b""), self.values.get(0x00080005, b""))
-
-    def floats(self, tag: int, count: int) -> tuple[float, ...] | None:
-        """`count` decimal strings; None if absent, another number of them, or not finite numbers."""
-        parts = self.strings(tag)
-        if len(parts) != count or not all(_NUMBER.fullmatch(part) for part in parts):
-            return None
-        numbers = tuple(float(part) for part in parts)
-        return numbers if all(map(math.isfinite, numbers)) else None
-
-    def decimal(self, tag: int) -> float | None:
-        values = self.floats(tag, 1)
-        return values[0] if values else None
-
-    def integer(self, tag: int) -> int | None:
-        """An integer string (VR IS); None if absent or not an integer."""
-        text = self.text(tag)
-        return int(text) if re.fullmatch(r"[-+]?\d{1,12}", text) else None
-
-    def short(self, tag: int, *, signed: bool = False) -> int | None:
-        """A 16-bit integer (VR US or SS); None if absent or of another length."""
-        value = self.values.get(tag, b"")
-        return (
-            int.from_bytes(value, "little" if self.little_endian else "big", signed=signed) if len(value) == 2 else None
-        )
 
 
 @contextmanager
@@ -178,12 +120,35 @@ def read_raw_header(path: Path, tags: tuple[int, ...]) -> RawHeader:
                 raise SkippedFile("not_dicom")
             if DEFLATED.encode() in head[132:1024]:
                 whole = _inflated(head + file.read(FILE_LIMIT))
-                return dataclasses.replace(_parsed(whole, tags), transfer_syntax=DEFLATED)
+                return dataclasses.replace(_header(whole, tags), transfer_syntax=DEFLATED)
             if len(head) < HEAD_BYTES:
                 return _parsed(head, tags)
-            return _parsed_head(head, tags) or _parsed(head + file.read(FILE_LIMIT), tags)
+            return _parsed_head(head, tags) or _long_header(file, head, tags)
     except OSError:
         raise SkippedFile("unreadable") from None
+
+
+def read_nested(path: Path, header: RawHeader, wanted: Wanted) -> Found:
+    """Reads wanted elements of a file again, those within sequences included.
+
+    Args:
+        header: the same file's, with pixel data.
+
+    Raises:
+        SkippedFile: "unreadable", "damaged" or "over_limits".
+    """
+    try:
+        deflated = header.transfer_syntax == DEFLATED
+        data = dataset_bytes(path, deflated=deflated, limit=FILE_LIMIT if deflated else header.pixel_offset or 0)
+    except OSError:
+        raise SkippedFile("unreadable") from None
+    _, _, start = _meta(data)
+    little, implicit = _encoding(data[start : start + 6], EXPLICIT_LITTLE if header.little_endian else EXPLICIT_BIG)
+    return _walked(data, start, wanted, little, implicit)[0]
+
+
+def _header(data: bytes, tags: tuple[int, ...]) -> RawHeader:
+    return _parsed_head(data[:HEAD_BYTES], tags) or _walked_header(data, tags)
 
 
 def _parsed_head(head: bytes, tags: tuple[int, ...]) -> RawHeader | None:
@@ -193,6 +158,24 @@ def _parsed_head(head: bytes, tags: tuple[int, ...]) -> RawHeader | None:
     except SkippedFile:
         return None
     return header if header.pixel_offset is not None else None
+
+
+def _long_header(file: io.FileIO, data: bytes, tags: tuple[int, ...]) -> RawHeader:
+    """The header out of as much of the file as it takes; cut within an element, a shorter part is no data set."""
+    for size in (*LONGER_HEADS, FILE_LIMIT):
+        wanted = size - len(data)
+        more = file.read(wanted)
+        data += more
+        whole = len(more) < wanted or size == FILE_LIMIT
+        try:
+            header = _walked_header(data, tags)
+        except SkippedFile as skip:
+            if whole or skip.reason == "over_limits":
+                raise
+            continue
+        if whole or header.pixel_offset is not None:
+            return header
+    raise AssertionError("the last size is the whole")
 
 
 def _looks_like_dicom(head: bytes) -> bool:
@@ -209,20 +192,54 @@ def _looks_like_dicom(head: bytes) -> bool:
 
 
 def _parsed(data: bytes, tags: tuple[int, ...]) -> RawHeader:
+    """A short header: whatever a damaged one makes pydicom do is bounded by its length."""
     stream = io.BytesIO(data)
-    stream.seek(132 if data[128:132] == b"DICM" else 0)
+    syntax, media_class, start = _meta(data)
+    little, implicit = _encoding(data[start : start + 6], syntax)
+    stream.seek(start)
     try:
-        meta = _values(data_element_generator(stream, False, True, stop_when=_after_meta))
-        syntax = _ascii(meta.get(TRANSFER_SYNTAX, b""))
-        little, implicit = _encoding(data[stream.tell() : stream.tell() + 6], syntax)
         elements = data_element_generator(stream, implicit, little, stop_when=_at_pixels, specific_tags=list(tags))
         values = _values(elements)
     except Exception:  # whatever a damaged header makes pydicom raise, recursion and lying lengths included
         raise SkippedFile("damaged") from None
     offset = stream.tell()
     found = stream.read(4) == struct.pack("<HH" if little else ">HH", 0x7FE0, 0x0010)
-    shown = EXPLICIT_BIG if not little else IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE
-    return RawHeader(values, syntax or shown, little, offset if found else None, _ascii(meta.get(MEDIA_CLASS, b"")))
+    return RawHeader(values, syntax or _shown(little, implicit), little, offset if found else None, media_class)
+
+
+def _walked_header(data: bytes, tags: tuple[int, ...]) -> RawHeader:
+    """A long header: its time and memory are bounded by the walk."""
+    syntax, media_class, start = _meta(data)
+    little, implicit = _encoding(data[start : start + 6], syntax)
+    elements, offset = _walked(data, start, dict.fromkeys(tags), little, implicit)
+    found = data[offset : offset + 4] == struct.pack("<HH" if little else ">HH", 0x7FE0, 0x0010)
+    values = {tag: value for tag, value in elements.items() if isinstance(value, bytes)}
+    return RawHeader(values, syntax or _shown(little, implicit), little, offset if found else None, media_class)
+
+
+def _walked(data: bytes, start: int, wanted: Wanted, little: bool, implicit: bool) -> tuple[Found, int]:
+    try:
+        return walk(data, start, wanted, little=little, implicit=implicit)
+    except MalformedData:
+        raise SkippedFile("damaged") from None
+    except TooManyElements:
+        raise SkippedFile("over_limits") from None
+
+
+def _meta(data: bytes) -> tuple[str, str, int]:
+    """Transfer syntax and class of the file meta information, '' without it, and where the data set starts."""
+    stream = io.BytesIO(data[:HEAD_BYTES])
+    stream.seek(132 if data[128:132] == b"DICM" else 0)
+    try:
+        meta = _values(data_element_generator(stream, False, True, stop_when=_after_meta))
+    except Exception:  # as in `_parsed`
+        raise SkippedFile("damaged") from None
+    return plain_ascii(meta.get(TRANSFER_SYNTAX, b"")), plain_ascii(meta.get(MEDIA_CLASS, b"")), stream.tell()
+
+
+def _shown(little: bool, implicit: bool) -> str:
+    """The transfer syntax that the encoding shows, without file meta information."""
+    return EXPLICIT_BIG if not little else IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE
 
 
 def _values(elements: Iterable[DataElement | RawDataElement]) -> dict[int, bytes]:
@@ -250,10 +267,6 @@ def _encoding(first: bytes, transfer_syntax: str) -> tuple[bool, bool]:
     return transfer_syntax != EXPLICIT_BIG and not shows_big, not shows_vr
 
 
-def _ascii(value: bytes) -> str:
-    return value.decode("ascii", errors="replace").strip(" \0")
-
-
 def _inflated(deflated: bytes) -> bytes:
     """The file as if it had been written in Explicit VR Little Endian, whose UID fits in the place of the deflated one.
 
@@ -270,23 +283,3 @@ def _inflated(deflated: bytes) -> bytes:
     if inflater.unconsumed_tail:
         raise SkippedFile("over_limits")
     return deflated[:start].replace(DEFLATED.encode(), EXPLICIT_LITTLE.encode().ljust(len(DEFLATED), b"\0")) + body
-
-
-@lru_cache(maxsize=4096)
-def _decoded(value: bytes, character_set: bytes) -> str:
-    """Text in a SpecificCharacterSet; UTF-8 wins when the bytes are UTF-8 whatever the header claims (common fault)."""
-    if value.isascii() and b"\x1b" not in value:
-        return value.decode("ascii").strip(" \0")
-    try:
-        return value.decode("utf-8").strip(" \0") if b"\x1b" not in value else _by_charset(value, character_set)
-    except UnicodeDecodeError:
-        return _by_charset(value, character_set)
-
-
-def _by_charset(value: bytes, character_set: bytes) -> str:
-    try:
-        names: Any = character_set.decode("ascii").strip(" \0").split("\\")
-        encodings = charset.convert_encodings(names)
-        return charset.decode_bytes(value, encodings, set()).strip(" \0")
-    except Exception:  # an unknown or broken character set: unreadable text is no evidence
-        return value.decode("latin-1").strip(" \0")

@@ -1,4 +1,4 @@
-"""One file's header -> one CT slice, or the reason why the file is none.
+"""One file's header -> its CT slices (one, or the frames of a multi-frame image), or the reason why it holds none.
 
 Only what a single file can tell is decided here; whether slices fit together is `series`'s question. InstanceNumber,
 SpacingBetweenSlices, ProtocolName and StudyDescription are never read: they mislead.
@@ -10,21 +10,30 @@ import datetime
 import hashlib
 import math
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from fourphase.runtime.dicom_file import DEFLATED, RawHeader, SkippedFile, read_raw_header
+from fourphase.runtime.dicom_file import SkippedFile, read_raw_header
+from fourphase.runtime.enhanced import CALCULATION, TEMPORAL_POSITION, frame_headers
+from fourphase.runtime.raw_header import RawHeader
+from fourphase.runtime.slice_header import PixelFormat, SeriesTags, SliceHeader
 
-__all__ = ["PixelFormat", "SeriesTags", "SliceHeader", "read_slice_header"]
+__all__ = ["Findings", "PixelFormat", "SeriesTags", "SliceHeader", "read_slice_header", "read_slice_headers"]
 
 CT_IMAGE = "1.2.840.10008.5.1.4.1.1.2"
-#: Enhanced CT and Legacy Converted Enhanced CT: every slice in one file.
+#: Enhanced CT and Legacy Converted Enhanced CT: many slices in one file.
 MULTI_FRAME_CT = ("1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 #: Values of ImageType (0008,0008) that, in a DERIVED image, mean reformatted or computed pixels.
 REFORMATTED = re.compile(r"\b(?:MPR|CPR|MIP|MINIP|VRT|SSD|3D|REFORMATTED|PROJECTION IMAGE|SUBTRACTION)\b")
+#: Derived pixel contrast, value 4 of FrameType (PS3.3 C.8.16.1.4), of pixels computed from several others.
+COMPUTED = (
+    *("ADDITION", "DIVISION", "MASKED", "MAXIMUM", "MEAN", "MINIMUM", "MULTIPLICATION", "QUANTITY", "RESAMPLED"),
+    *("STD_DEVIATION", "SUBTRACTION"),
+)
 #: RescaleType (0028,1054): HU, unspecified (US) or absent; not iodine maps, effective Z or the like.
 HOUNSFIELD_TYPES = ("", "HU", "US")
 
@@ -42,6 +51,7 @@ SAMPLES, PHOTOMETRIC, FRAMES, ROWS, COLUMNS = 0x00280002, 0x00280004, 0x00280008
 PIXEL_SPACING, BITS_ALLOCATED, BITS_STORED, HIGH_BIT = 0x00280030, 0x00280100, 0x00280101, 0x00280102
 SIGNED, PADDING, PADDING_LIMIT = 0x00280103, 0x00280120, 0x00280121
 INTERCEPT, SLOPE, RESCALE_TYPE, LOSSY = 0x00281052, 0x00281053, 0x00281054, 0x00282110
+EXTENDED_OFFSETS = 0x7FE00001
 
 _SERIES = (
     *(CHARACTER_SET, IMAGE_TYPE, SERIES_DESCRIPTION, PATIENT_ID, STUDY_UID, SERIES_UID, SERIES_NUMBER),
@@ -53,119 +63,90 @@ _TAGS = (
     *_PIXELS,
     *(SOP_CLASS, SOP_INSTANCE, MODALITY, ACQUISITION_DATE, ACQUISITION_DATETIME, ACQUISITION_TIME, ACQUISITION_NUMBER),
     *(POSITION, ORIENTATION, PIXEL_SPACING, SAMPLES, FRAMES, ROWS, COLUMNS, INTERCEPT, SLOPE, RESCALE_TYPE),
+    EXTENDED_OFFSETS,
 )
 
 
-@dataclass(frozen=True)
-class SeriesTags:
-    """What a header says about its series, the same in every slice as a rule. Text in it may name the patient.
+@dataclass
+class Findings:
+    """What the files of a study hold.
 
     Attributes:
-        patient: digest of PatientID, '' when empty: only equality is ever needed.
-        study_uid, uid, number, description: StudyInstanceUID, SeriesInstanceUID, SeriesNumber, SeriesDescription.
-        frame_of_reference_uid: '' when absent.
-        image_type: values of ImageType, upper case.
-        agent, agent_phase: ContrastBolusAgent (0018,0010), ContrastBolusAgentPhase (0018,9344); '' when absent.
-        bolus_start: ContrastBolusStartTime (0018,1042) in seconds of the day.
-        thickness_mm: SliceThickness; a preference among reconstructions, never geometry.
-        kernel: ConvolutionKernel, upper case.
+        slices: the usable ones.
+        unusable: of files and frames that are no slice of a volume, those that have a place: where one of them goes on
+            from a series, the series lacks it.
+        unplaced: SeriesInstanceUIDs of CT images without a place.
+        skipped: files and frames that are no slice, by reason.
     """
 
-    patient: str = field(repr=False)
-    study_uid: str
-    uid: str
-    number: int | None
-    description: str = field(repr=False)
-    frame_of_reference_uid: str
-    image_type: tuple[str, ...]
-    agent: str = field(repr=False)
-    agent_phase: str
-    bolus_start: float | None
-    thickness_mm: float | None
-    kernel: str
+    slices: list[SliceHeader] = field(default_factory=list)
+    unusable: list[SliceHeader] = field(default_factory=list)
+    unplaced: set[str] = field(default_factory=set)
+    skipped: Counter[str] = field(default_factory=Counter)
 
 
-@dataclass(frozen=True)
-class PixelFormat:
-    """How stored values become numbers (PS3.5 8.1, PS3.3 C.7.6.3).
-
-    Attributes:
-        transfer_syntax: UID.
-        little_endian: byte order of native pixel data.
-        bits_allocated, bits_stored, high_bit: 0 when absent.
-        signed: PixelRepresentation (0028,0103) is 1.
-        padding: lowest and highest stored value that means "no pixel here" (0028,0120 and 0028,0121).
-        photometric: MONOCHROME1 or MONOCHROME2.
-        lossy: LossyImageCompression (0028,2110) says that values were changed.
-    """
-
-    transfer_syntax: str
-    little_endian: bool
-    bits_allocated: int
-    bits_stored: int
-    high_bit: int
-    signed: bool
-    padding: tuple[int, int] | None
-    photometric: str
-    lossy: bool
-
-
-@dataclass(frozen=True)
-class SliceHeader:
-    """One slice of a CT series, pixels not read.
-
-    Attributes:
-        path: the file; folder: its folder relative to the study. Neither is ever printed.
-        position: ImagePositionPatient, centre of the first voxel, LPS mm.
-        orientation: ImageOrientationPatient, row direction then column direction.
-        pixel_spacing: (dy, dx) in mm.
-        acquired_day, acquired_time: AcquisitionDate as day number, AcquisitionTime in seconds of the day.
-        slope, intercept: stored value -> HU; NaN when absent or not a number.
-        pixel_offset: byte offset of the PixelData element.
-    """
-
-    path: Path = field(repr=False)
-    folder: str = field(repr=False)
-    tags: SeriesTags
-    sop_instance_uid: str
-    position: tuple[float, float, float]
-    orientation: tuple[float, ...]
-    pixel_spacing: tuple[float, float]
-    rows: int
-    columns: int
-    acquisition_number: int | None
-    acquired_day: int | None
-    acquired_time: float | None
-    pixels: PixelFormat
-    slope: float
-    intercept: float
-    pixel_offset: int
-
-    @property
-    def is_deflated(self) -> bool:
-        return self.pixels.transfer_syntax == DEFLATED
-
-
-def read_slice_header(path: Path, folder: str) -> SliceHeader:
-    """Reads one file's header; call it within `dicom_file.quiet_pydicom`.
+def read_slice_headers(path: Path, folder: str, found: Findings) -> None:
+    """Adds one file's slices, or why it holds none; call it within `dicom_file.quiet_pydicom`.
 
     Args:
         path: a regular file.
         folder: the file's folder relative to the study, which groups slices when UIDs are empty.
+    """
+    try:
+        raw = read_raw_header(path, _TAGS)
+        if not _is_multi_frame(raw):
+            _add(raw, path, folder, found)
+            return
+        refusal = _refusal(raw)
+        if refusal is not None:
+            raise SkippedFile(refusal)
+        frames = raw.integer(FRAMES) or 0
+        for index, frame in enumerate(frame_headers(path, raw, frames)):
+            _add(frame, path, folder, found, index, frames)
+    except SkippedFile as skip:
+        found.skipped[skip.reason] += 1
+
+
+def read_slice_header(path: Path, folder: str) -> SliceHeader:
+    """The slice of a file that holds one; as `read_slice_headers`.
 
     Raises:
-        SkippedFile: with the reason why the file is no usable CT slice.
+        SkippedFile: with the reason why the file is no usable CT slice; "multi_frame" when it holds several.
     """
-    raw = read_raw_header(path, _TAGS)
-    _refuse_other_objects(raw)
-    if raw.pixel_offset is None:
-        raise SkippedFile("no_pixel_data")
+    found = Findings()
+    read_slice_headers(path, folder, found)
+    if found.skipped or len(found.slices) != 1:
+        raise SkippedFile(next(iter(found.skipped), "multi_frame"))
+    return found.slices[0]
+
+
+def _is_multi_frame(raw: RawHeader) -> bool:
+    sop_class = raw.text(SOP_CLASS)
+    return sop_class in MULTI_FRAME_CT or (sop_class == CT_IMAGE and (raw.integer(FRAMES) or 1) > 1)
+
+
+def _add(raw: RawHeader, path: Path, folder: str, found: Findings, frame: int = 0, frames: int = 1) -> None:
+    """Adds one slice, or why it is none."""
+    refusal = _refusal(raw)
+    slice_ = _slice(raw, path, folder, frame, frames)
+    if refusal is None and slice_ is not None:
+        found.slices.append(slice_)
+        return
+    found.skipped[refusal or "no_geometry"] += 1
+    if slice_ is not None:
+        found.unusable.append(slice_)
+    elif refusal is None:
+        found.unplaced.add(raw.uid(SERIES_UID))
+
+
+def _slice(raw: RawHeader, path: Path, folder: str, frame: int, frames: int) -> SliceHeader | None:
+    """The slice, or None without a place in space."""
     position, orientation = raw.floats(POSITION, 3), raw.floats(ORIENTATION, 6)
     spacing, rows, columns = raw.floats(PIXEL_SPACING, 2), raw.short(ROWS), raw.short(COLUMNS)
     if position is None or orientation is None or spacing is None or not rows or not columns:
-        raise SkippedFile("no_geometry")
+        return None
     if max(map(abs, (*position, *orientation, *spacing))) > LARGEST_MM:
-        raise SkippedFile("no_geometry")
+        return None
     day, time = _acquired(raw)
     return SliceHeader(
         path=path,
@@ -183,27 +164,41 @@ def read_slice_header(path: Path, folder: str) -> SliceHeader:
         pixels=_pixel_format(raw.transfer_syntax, raw.little_endian, *(raw.values.get(tag, b"") for tag in _PIXELS)),
         slope=_number_or_nan(raw.decimal(SLOPE)),
         intercept=_number_or_nan(raw.decimal(INTERCEPT)),
-        pixel_offset=raw.pixel_offset,
+        pixel_offset=raw.pixel_offset or 0,
+        sop_class_uid=raw.uid(SOP_CLASS),
+        frame=frame,
+        frames=frames,
+        temporal_position=raw.long(TEMPORAL_POSITION),
+        offset_table=raw.values.get(EXTENDED_OFFSETS, b"") if frames > 1 else b"",
     )
 
 
-def _refuse_other_objects(raw: RawHeader) -> None:
+def _refusal(raw: RawHeader) -> str | None:
+    """Why the file, or frame, is no slice of a CT volume; None if it is one."""
     sop_class, modality = raw.text(SOP_CLASS) or raw.media_class, raw.text(MODALITY).upper()
     image_type = "\\".join(raw.strings(IMAGE_TYPE)).upper()
     photometric = raw.text(PHOTOMETRIC)
     reasons = {
         "dicomdir": sop_class == MEDIA_DIRECTORY,
         "secondary_capture": sop_class.startswith(SECONDARY_CAPTURE) or "SCREEN SAVE" in image_type,
-        "multi_frame": sop_class in MULTI_FRAME_CT or (sop_class == CT_IMAGE and (raw.integer(FRAMES) or 1) > 1),
-        "not_ct": sop_class not in ("", CT_IMAGE) or modality != "CT",
+        "not_ct": sop_class not in ("", CT_IMAGE, *MULTI_FRAME_CT) or modality != "CT",
         "localizer": "LOCALIZER" in image_type,
         "colour": raw.short(SAMPLES) not in (None, 1) or not photometric.startswith("MONOCHROME"),
-        "derived": image_type.startswith("DERIVED") and REFORMATTED.search(image_type) is not None,
+        "derived": _is_reformatted(raw, image_type),
         "not_hounsfield": raw.text(RESCALE_TYPE).upper() not in HOUNSFIELD_TYPES,
+        "no_pixel_data": raw.pixel_offset is None,
     }
-    for reason, applies in reasons.items():
-        if applies:
-            raise SkippedFile(reason)
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def _is_reformatted(raw: RawHeader, image_type: str) -> bool:
+    """By ImageType or FrameType, or by VolumeBasedCalculationTechnique (0008,9207), which only frames have."""
+    if raw.text(CALCULATION).upper() not in ("", "NONE"):
+        return True
+    if not image_type.startswith("DERIVED"):
+        return False
+    contrast = image_type.split("\\")[3:4] if raw.text(SOP_CLASS) in MULTI_FRAME_CT else []
+    return REFORMATTED.search(image_type) is not None or not set(contrast).isdisjoint(COMPUTED)
 
 
 @lru_cache(maxsize=1024)

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fourphase.runtime.acquisitions import acquisitions, position_count, sorted_slices, without_duplicates
+from fourphase.runtime.acquisitions import (
+    acquisitions,
+    are_interleaved,
+    position_count,
+    sorted_slices,
+    without_duplicates,
+)
 from fourphase.runtime.errors import GeometryRefused, Notice
 from fourphase.runtime.geometry import SeriesGeometry
-from fourphase.runtime.headers import SeriesTags, SliceHeader
+from fourphase.runtime.series_checks import ORIENTATION_TOLERANCE, checked_grid
+from fourphase.runtime.slice_header import SeriesTags, SliceHeader
 
 __all__ = ["Series", "series_from_slices"]
 
-#: PixelSpacing is written with few digits; a relative difference beyond this is another spacing.
-SPACING_TOLERANCE = 1e-4
-ORIENTATION_TOLERANCE = 1e-3
-#: A slice origin may leave the straight line through all origins by this part of a pixel.
-LATERAL_TOLERANCE_PIXELS = 0.5
 TILT_TOLERANCE_DEGREES = 0.5
 #: Between air and the densest bone; padding has no business there.
 TISSUE_HU = (-900.0, 3000.0)
@@ -92,23 +94,71 @@ class Series:
         return folders.pop() if len(folders) == 1 else None
 
 
-def series_from_slices(headers: Iterable[SliceHeader]) -> tuple[tuple[Series, ...], int]:
+def series_from_slices(
+    headers: Iterable[SliceHeader], unusable: Iterable[SliceHeader] = (), unplaced: Collection[str] = ()
+) -> tuple[tuple[Series, ...], int]:
     """Every series with at least two slice positions, and the number of slices left over (single images).
 
     Slices are grouped by SeriesInstanceUID, SeriesNumber and SeriesDescription; without UID also by folder and grid.
+
+    Args:
+        unusable: images that are no slices although they have a place; where one of them, or a single image, is the
+            next slice of a series, the series is damaged at its end, where no gap tells.
+        unplaced: SeriesInstanceUIDs of which an image has no place.
     """
     groups: dict[object, list[SliceHeader]] = defaultdict(list)
     for header in headers:
         groups[_group_key(header)].append(header)
     found = [series for group in groups.values() for series in _series_of_group(sorted_slices(group))]
-    usable = tuple(series for series in found if _is_stack(series))
-    return usable, sum(len(series.slices) for series in found) - sum(len(series.slices) for series in usable)
+    usable = [series for series in found if _is_stack(series)]
+    single = [header for series in found if not _is_stack(series) for header in series.slices]
+    beside = [*single, *unusable]
+    return tuple(_with_losses(series, beside, unplaced) for series in usable), len(single)
 
 
 def _is_stack(series: Series) -> bool:
     """True with several positions, or when an impossible orientation hides how many there are."""
     hidden = series.problem is not None and series.problem.key == "orientation_invalid"
     return len(series.slices) > 1 and (hidden or position_count(series.slices) > 1)
+
+
+def _with_losses(series: Series, beside: list[SliceHeader], unplaced: Collection[str]) -> Series:
+    """The series, refused if a slice at one of its ends is known to be lost."""
+    if series.problem is not None:
+        return series
+    if series.uid and series.uid in unplaced:
+        what = "an image of it has no position"
+    elif any(_goes_on(series, header) for header in beside):
+        what = "the image next to its last slice is not usable, or is marked as of another series"
+    else:
+        return series
+    hint = "export the series again from the archive, or leave it out with --phase"
+    fault = GeometryRefused(f"{series.name}: {what}", hint, key="slice_lost")
+    return dataclasses.replace(series, grid=fault)
+
+
+def _goes_on(series: Series, header: SliceHeader) -> bool:
+    """True if the image is by its tags of the series, and by its place the slice before the first or after the last."""
+    tags, geometry = header.tags, series.geometry
+    named = (tags.number, tags.description) == (series.tags.number, series.tags.description)
+    if not (named or (series.uid and tags.uid == series.uid)):
+        return False
+    if (header.rows, header.columns) != (geometry.rows, geometry.columns):
+        return False
+    directions = [geometry.row_direction, geometry.column_direction]
+    if np.abs(np.concatenate(directions) - header.orientation).max() > ORIENTATION_TOLERANCE:
+        return False
+    position, step = np.array(header.position), geometry.slice_spacing
+    depth = float(position @ geometry.normal)
+    beyond = max(geometry.depths[0] - depth, depth - geometry.depths[-1])
+    if not step / 2 < beyond < step * 3 / 2:
+        return False
+    end = int(depth > geometry.depths[-1])
+    origins = geometry.in_plane_origins
+    drift = (origins[-1] - origins[0]) / (geometry.slices - 1) * (1 if end else -1)
+    sideways = np.stack(directions) @ position - origins[-end] - drift
+    dy, dx = geometry.pixel_spacing
+    return bool((np.abs(sideways) <= 2 * np.array([dx, dy])).all())
 
 
 def _group_key(header: SliceHeader) -> object:
@@ -120,14 +170,12 @@ def _group_key(header: SliceHeader) -> object:
 
 
 def _series_of_group(slices: Slices) -> list[Series]:
-    if position_count(slices) == len(slices):
-        return [_series(slices)]
-    kept = without_duplicates(slices)
+    kept = slices if position_count(slices) == len(slices) else without_duplicates(slices)
     dropped = len(slices) - len(kept)
     notices: tuple[Notice, ...] = ()
     if dropped:
         notices = (Notice("duplicate_slices", f"{_name(kept[0].tags)}: exact copies of slices dropped: {dropped}"),)
-    if position_count(kept) == len(kept):
+    if position_count(kept) == len(kept) and not are_interleaved(kept):
         return [_series(kept, warnings=notices)]
     parts = acquisitions(kept)
     return [_series(part, number, notices) for number, part in enumerate(parts, 1)] or [_series(kept, warnings=notices)]
@@ -137,10 +185,7 @@ def _series(slices: Slices, part: int | None = None, warnings: tuple[Notice, ...
     tags = slices[0].tags
     name = _name(tags, part)
     try:
-        geometry = _grid(slices)
-        _check_uniform(slices)
-        _check_lateral(geometry)
-        grid: SeriesGeometry | GeometryRefused = geometry
+        grid: SeriesGeometry | GeometryRefused = checked_grid(slices)
     except GeometryRefused as fault:
         grid = GeometryRefused(f"{name}: {fault.message}", fault.hint, key=fault.key)
     return Series(tags, slices, grid, part, (*warnings, *_notices(name, slices, grid)))
@@ -149,63 +194,6 @@ def _series(slices: Slices, part: int | None = None, warnings: tuple[Notice, ...
 def _name(tags: SeriesTags, part: int | None = None) -> str:
     number = "without number" if tags.number is None else str(tags.number)
     return f"series {number}" if part is None else f"series {number}, acquisition {part}"
-
-
-def _check_uniform(slices: Slices) -> None:
-    """Raises: GeometryRefused if the slices differ in size, spacing, orientation or frame, or share a position."""
-    spacing = np.array([header.pixel_spacing for header in slices])
-    orientation = np.array([header.orientation for header in slices])
-    mixed = {
-        "size": len({(header.rows, header.columns) for header in slices}) > 1,
-        "pixel_spacing": bool((np.abs(spacing - spacing[0]) > SPACING_TOLERANCE * np.abs(spacing[0])).any()),
-        "orientation": bool((np.abs(orientation - orientation[0]) > ORIENTATION_TOLERANCE).any()),
-        "frame_of_reference": len({header.tags.frame_of_reference_uid for header in slices}) > 1,
-    }
-    for what, differs in mixed.items():
-        if differs:
-            raise GeometryRefused(
-                f"its slices differ in {what.replace('_', ' ')}",
-                "export the series again from the archive, or leave it out with --phase",
-                key=f"mixed_{what}",
-            )
-    if position_count(slices) != len(slices):
-        raise GeometryRefused(
-            "several different slices lie at the same position, and neither AcquisitionNumber nor AcquisitionTime "
-            "tells them apart",
-            "send each acquisition as a series of its own, or leave this one out with --phase",
-            key="slices_overlap",
-        )
-
-
-def _grid(slices: Slices) -> SeriesGeometry:
-    """The voxel grid with exact unit vectors.
-
-    Raises:
-        GeometryRefused: impossible orientation, spacing or position.
-    """
-    first = slices[0]
-    row, column = np.array(first.orientation[:3]), np.array(first.orientation[3:])
-    positions = np.array([header.position for header in slices])
-    raw = SeriesGeometry(row, column, positions, first.pixel_spacing, first.rows, first.columns)
-    row = row / np.linalg.norm(row)
-    column = column - (column @ row) * row
-    return dataclasses.replace(raw, row_direction=row, column_direction=column / np.linalg.norm(column))
-
-
-def _check_lateral(geometry: SeriesGeometry) -> None:
-    """Raises: GeometryRefused if a slice is displaced sideways."""
-    if geometry.slices < 3:
-        return
-    origins, depths = geometry.in_plane_origins, geometry.depths
-    line = np.polynomial.polynomial.polyfit(depths, origins, 1)
-    off = np.abs(origins - np.polynomial.polynomial.polyval(depths, line).T).max(axis=0)
-    dy, dx = geometry.pixel_spacing
-    if (off > LATERAL_TOLERANCE_PIXELS * np.array([dx, dy])).any():
-        raise GeometryRefused(
-            f"a slice lies {off.max():.1f} mm beside the line of the others",
-            "export the series again from the archive; the position of a slice cannot be trusted",
-            key="slice_displaced",
-        )
 
 
 def _notices(name: str, slices: Slices, grid: SeriesGeometry | GeometryRefused) -> list[Notice]:

@@ -1,6 +1,7 @@
 """The stored values of one slice, as integers: read from the file or decompressed, before any scaling.
 
 Uncompressed: only the needed rows are read. Compressed: the codestream's own claims are checked before it is decoded.
+Of a multi-frame file only the slice's own frame is touched.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from numpy.typing import NDArray
 
 from fourphase.runtime.codestream import Codestream, CodestreamError, codestream_of, single_frame
 from fourphase.runtime.decoders import DECODERS, RLE, DecoderFailed, Unsigned, decode
-from fourphase.runtime.dicom_file import DEFLATED, SkippedFile, dataset_bytes, open_regular
-from fourphase.runtime.headers import PixelFormat, SliceHeader
+from fourphase.runtime.dicom_file import NATIVE, SkippedFile, dataset_bytes, open_regular
+from fourphase.runtime.frames import compressed_limit, deflated_dataset, encapsulated_frame, native_header_size
 from fourphase.runtime.preprocess import VoxelWindow
+from fourphase.runtime.slice_header import PixelFormat, SliceHeader
 
 __all__ = ["NATIVE", "PixelFault", "stored_values"]
-
-NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", DEFLATED)
 
 
 class PixelFault(Exception):
@@ -72,11 +72,14 @@ def _native_rows(header: SliceHeader, rows: slice) -> Unsigned:
             raise PixelFault("pixel_format", "holds 8-bit pixels in big endian words, which is not supported")
         cell = cell.newbyteorder(">")
     row_bytes = header.columns * cell.itemsize
-    expected = header.rows * row_bytes
-    first, count = rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
+    frame_bytes = header.rows * row_bytes
+    expected = header.frames * frame_bytes
+    first, count = header.frame * frame_bytes + rows.start * row_bytes, (rows.stop - rows.start) * row_bytes
     if header.is_deflated:
-        data = dataset_bytes(header.path, deflated=True, offset=header.pixel_offset)
-        start = _check_native(data[:12], len(data), pixels, expected)
+        several = header.frames > 1
+        data = deflated_dataset(header.path) if several else dataset_bytes(header.path, deflated=True)
+        offset = header.pixel_offset
+        start = offset + _check_native(data[offset : offset + 12], len(data) - offset, pixels, expected)
         band = data[start + first : start + first + count]
     else:
         with open_regular(header.path) as file:
@@ -96,13 +99,13 @@ def _check_native(start: bytes, available: int, pixels: PixelFormat, expected: i
     Args:
         start: the first 12 bytes of the PixelData element.
         available: bytes of the file from there on.
-        expected: bytes the image needs; padded to an even number in the file.
+        expected: bytes that all its frames need; padded to an even number in the file.
     """
     order = "<" if pixels.little_endian else ">"
-    size, where = (12, 8) if start[4:6] in (b"OW", b"OB") else (8, 4)
+    size = native_header_size(start)
     if len(start) < 12:
         raise PixelFault("pixel_data_truncated", "has truncated pixel data")
-    (length,) = struct.unpack_from(f"{order}I", start, where)
+    (length,) = struct.unpack_from(f"{order}I", start, size - 4)
     if available < size + expected:
         raise PixelFault("pixel_data_truncated", "has truncated pixel data")
     if length not in (expected, expected + expected % 2):
@@ -114,11 +117,8 @@ def _decoded(header: SliceHeader) -> tuple[Unsigned, int]:
     """The whole decoded slice and its significant bits."""
     pixels = header.pixels
     native_bytes = header.rows * header.columns * pixels.bits_allocated // 8
-    limit = 2 * native_bytes + 65536  # compression that doubles the size is a trick
-    element = dataset_bytes(header.path, deflated=False, offset=header.pixel_offset, limit=limit)
-    if element[4:6] not in (b"OB", b"OW") or element[8:12] != b"\xff\xff\xff\xff":
-        raise CodestreamError("it is not encapsulated")
-    frame = single_frame(element[12:])
+    limit = compressed_limit(native_bytes)
+    frame = encapsulated_frame(header, limit) if header.frames > 1 else _only_frame(header, limit)
     marker = DECODERS[pixels.transfer_syntax].marker
     if marker is None:
         return decode(frame, header, pixels.bits_allocated), pixels.bits_stored
@@ -126,3 +126,10 @@ def _decoded(header: SliceHeader) -> tuple[Unsigned, int]:
     if claim != Codestream(marker, header.rows, header.columns, 1, claim.precision) or claim.precision > 16:
         raise CodestreamError("its compressed header contradicts the DICOM header")
     return decode(frame, header, claim.precision), min(pixels.bits_stored, claim.precision)
+
+
+def _only_frame(header: SliceHeader, limit: int) -> bytes:
+    element = dataset_bytes(header.path, deflated=False, offset=header.pixel_offset, limit=limit)
+    if element[4:6] not in (b"OB", b"OW") or element[8:12] != b"\xff\xff\xff\xff":
+        raise CodestreamError("it is not encapsulated")
+    return single_frame(element[12:])

@@ -7,22 +7,25 @@ devices are not opened. Which series is which phase is `phases`'s question.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from fourphase.runtime.console import progress
-from fourphase.runtime.dicom_file import SkippedFile, quiet_pydicom
+from fourphase.runtime.dicom_file import quiet_pydicom
 from fourphase.runtime.errors import InputMissing, MixedStudies, Notice, NoUsableCT
-from fourphase.runtime.headers import SeriesTags, SliceHeader, read_slice_header
+from fourphase.runtime.headers import Findings, SeriesTags, SliceHeader, read_slice_headers
 from fourphase.runtime.series import Series, series_from_slices
+from fourphase.runtime.study_snapshot import regular_files
 
 __all__ = ["Series", "SeriesTags", "SliceHeader", "Study", "read_study"]
 
 #: Reasons after which a slice of a phase may be missing, so the user is told.
-SUSPICIOUS = ("damaged", "no_geometry", "no_pixel_data", "over_limits", "unreadable", "unreadable_folder")
+SUSPICIOUS = (
+    *("damaged", "multi_frame", "no_geometry", "no_pixel_data", "over_limits"),
+    *("unreadable", "unreadable_folder"),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class Study:
     Attributes:
         uid: StudyInstanceUID; when empty, a digest of the slices that is the same for any file names and order.
         series: by SeriesNumber.
-        skipped: reason -> files that are no slice of `series`.
+        skipped: reason -> files, or frames of multi-frame files, that are no slice of `series`.
         warnings: what the user should know about the folder.
     """
 
@@ -50,12 +53,12 @@ def read_study(folder: Path) -> Study:
         NoUsableCT: no CT series with at least two slices.
         MixedStudies: the CT series come from several patients or studies.
     """
-    skipped: Counter[str] = Counter()
-    slices = _read_headers(_regular_files(folder, skipped), folder, skipped)
-    series, single = series_from_slices(slices)
+    found = Findings()
+    _read_headers(_regular_files(folder, found.skipped), folder, found)
+    series, single = series_from_slices(found.slices, found.unusable, found.unplaced)
     if single:
-        skipped["single_slice"] += single
-    counts = dict(sorted(skipped.items()))
+        found.skipped["single_slice"] += single
+    counts = dict(sorted(found.skipped.items()))
     if not series:
         raise _no_usable_ct(counts)
     _check_one_study(series)
@@ -64,53 +67,18 @@ def read_study(folder: Path) -> Study:
 
 
 def _regular_files(folder: Path, skipped: Counter[str]) -> list[Path]:
-    """Every regular file below `folder`, sorted; the folder itself may be a link, nothing below it is followed."""
-    files: list[Path] = []
-    pending = [folder]
-    while pending:
-        current = pending.pop()
-        try:
-            with os.scandir(current) as entries:
-                for entry in entries:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(Path(entry.path))
-                    elif entry.is_file(follow_symlinks=False):
-                        files.append(Path(entry.path))
-                    else:
-                        skipped["symlink" if entry.is_symlink() else "special_file"] += 1
-        except OSError as error:
-            if current == folder:
-                raise _unreadable(error) from None
-            skipped["unreadable_folder"] += 1
-    return sorted(files)
+    return sorted(Path(entry.path) for entry in regular_files(folder, skipped))
 
 
-def _unreadable(error: OSError) -> InputMissing:
-    causes = {FileNotFoundError: "does not exist", NotADirectoryError: "is not a folder"}
-    cause = causes.get(type(error), "cannot be read")
-    return InputMissing(f"the study folder {cause}", "give a folder with the study's DICOM files")
-
-
-def _read_headers(files: list[Path], folder: Path, skipped: Counter[str]) -> list[SliceHeader]:
-    slices = []
+def _read_headers(files: list[Path], folder: Path, found: Findings) -> None:
     with progress("reading headers", len(files)) as advance, quiet_pydicom():
         for path in files:
-            try:
-                slices.append(read_slice_header(path, path.parent.relative_to(folder).as_posix()))
-            except SkippedFile as skip:
-                skipped[skip.reason] += 1
+            read_slice_headers(path, path.parent.relative_to(folder).as_posix(), found)
             advance(1)
-    return slices
 
 
 def _no_usable_ct(skipped: dict[str, int]) -> NoUsableCT | InputMissing:
     counts = ", ".join(f"{reason} {files}" for reason, files in skipped.items())
-    if skipped.get("multi_frame"):
-        return NoUsableCT(
-            f"the study's CT is multi-frame (enhanced), which is not supported yet (files skipped: {counts})",
-            "send it as single-frame CT images (the archive can convert it)",
-            key="multi_frame_unsupported",
-        )
     if set(skipped) & {"unreadable", "unreadable_folder"} and not set(skipped) - {"unreadable", "unreadable_folder"}:
         return InputMissing("no file of the study can be read", "give the user who runs this the right to read them")
     return NoUsableCT(

@@ -2,11 +2,16 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
+import time
 import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -19,8 +24,14 @@ from pydicom.uid import (
     SecondaryCaptureImageStorage,
 )
 
-from fourphase.runtime.dicom_file import HEAD_BYTES
+from fourphase.runtime import elements
+from fourphase.runtime.box import check_coverage
+from fourphase.runtime.dicom_file import HEAD_BYTES, quiet_pydicom
 from fourphase.runtime.errors import FourphaseError, GeometryRefused, InputMissing, MixedStudies, NoUsableCT
+from fourphase.runtime.geometry import Region, SeriesGeometry
+from fourphase.runtime.headers import Findings, read_slice_headers
+from fourphase.runtime.pixels import read_hu
+from fourphase.runtime.preprocess import VoxelWindow
 from fourphase.runtime.series import Series
 from fourphase.runtime.study import Study, read_study
 from tests.support.dicom import file_bytes, slice_dataset, stored_values, uid, write_phases, write_series
@@ -113,8 +124,8 @@ def test_unreadable_files_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ("derived", {"ImageType": ["DERIVED", "SECONDARY", "PROJECTION IMAGE", "MIP"]}),
         ("colour", {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB"}),
         ("colour", {"PhotometricInterpretation": "PALETTE COLOR"}),
-        ("multi_frame", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1"}),
-        ("multi_frame", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.2"}),
+        ("multi_frame", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.1", "NumberOfFrames": 1}),
+        ("multi_frame", {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.2.2", "NumberOfFrames": 1}),
         ("multi_frame", {"NumberOfFrames": 2}),
         ("not_hounsfield", {"RescaleType": "Z_EFF"}),
         ("no_geometry", {"ImagePositionPatient": None}),
@@ -131,11 +142,11 @@ def test_skips_with_the_reason(tmp_path: Path, reason: str, elements: dict[str, 
     assert study.skipped == {reason: 2}
 
 
-def test_only_multi_frame_is_refused_by_name(tmp_path: Path) -> None:
-    write_series(tmp_path, stored_values((2, 8, 8)), SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1")
-    with pytest.raises(NoUsableCT) as caught:
-        read_study(tmp_path)
-    assert caught.value.key == "multi_frame_unsupported"
+def test_frames_without_a_place_are_told(tmp_path: Path) -> None:
+    """CT Image Storage of several frames but no functional groups: nobody knows where they lie."""
+    write_series(tmp_path, stored_values((3, 8, 8)))
+    write_series(tmp_path / "many", stored_values((1, 8, 8)), NumberOfFrames=5, SeriesInstanceUID=uid("many"))
+    assert read_study(tmp_path).warnings[0].message.endswith("multi_frame 1")
 
 
 def test_derived_axial_slices_are_kept(tmp_path: Path) -> None:
@@ -456,9 +467,260 @@ def test_doubtful_pixels_are_told(tmp_path: Path, key: str, elements: dict[str, 
 
 
 def test_pixel_spacing_is_row_spacing_first(tmp_path: Path) -> None:
-    write_series(tmp_path, stored_values((2, 6, 10)), PixelSpacing=[3.0, 1.0])
+    write_series(tmp_path, stored_values((3, 6, 10)), PixelSpacing=[3.0, 1.0])
     bounds = only_series(read_study(tmp_path)).geometry.bounds()
     assert bounds.extent_mm[:2] == (10.0, 18.0)
+
+
+# ---- one slice that is not as the others
+
+#: The whole of every stack below, and more.
+EVERYTHING = Region((-100, -100, -100), (100, 100, 100))
+TILTS = [(0.0, 0.0, 2.5), (0.0, 0.4, 2.5)]
+
+
+def accepted(folder: Path) -> SeriesGeometry | None:
+    """The grid of the one series, if a box anywhere in it would be sampled."""
+    series = only_series(read_study(folder))
+    if series.problem is not None:
+        return None
+    try:
+        check_coverage(series, EVERYTHING)
+    except GeometryRefused:
+        return None
+    return series.geometry
+
+
+def at(place: int, count: int, changed: Any, usual: Any) -> Any:
+    return lambda index: changed if index == place % count else usual
+
+
+def moved(place: int, count: int, step: Sequence[float], by: Sequence[float]) -> dict[str, Any]:
+    """ImagePositionPatient of a stack of which one slice lies elsewhere."""
+    positions = [np.add((-8, -12, 0), np.multiply(index, step)) for index in range(count)]
+    positions[place] = positions[place] + by
+    return {"ImagePositionPatient": lambda index: [f"{value:.6f}" for value in positions[index]]}
+
+
+@pytest.mark.parametrize("step", TILTS)
+@pytest.mark.parametrize("count", [3, 4, 5, 9])
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_displaced_slice_is_refused_wherever_it_lies(
+    tmp_path: Path, count: int, place: int, step: tuple[float, float, float]
+) -> None:
+    """Along the normal by more than max(0.1 mm, 2 %), sideways by more than half a pixel (dx = 1, dy = 1.5 mm)."""
+    values = stored_values((count, 8, 8))
+    write_series(tmp_path / "as scanned", values, step=step)
+    assert accepted(tmp_path / "as scanned") is not None
+    for number, by in enumerate([(0, 0, 0.12), (0, 0, -0.12), (0.6, 0, 0), (-0.6, 0, 0), (0, 0.9, 0), (0, -0.9, 0)]):
+        folder = tmp_path / str(number)
+        write_series(folder, values, **moved(place, count, step, by))
+        assert accepted(folder) is None, by
+
+
+def test_two_slices_confirm_nothing(tmp_path: Path) -> None:
+    write_series(tmp_path, stored_values((2, 8, 8)))
+    problem = only_series(read_study(tmp_path)).problem
+    assert problem is not None
+    assert problem.key == "too_few_slices"
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PixelSpacing": ([1.5, 1.001], [1.5, 1.0])},
+        {"ImageOrientationPatient": ([1, 0.002, 0, -0.002, 1, 0], [1, 0, 0, 0, 1, 0])},
+        {"Rows": (7, 8)},
+        {"Columns": (9, 8)},
+        {"FrameOfReferenceUID": (uid("other"), uid("frame"))},
+        {"SeriesInstanceUID": (uid("other"), uid("series"))},
+        {"SeriesInstanceUID": ("", uid("series"))},
+        {"SeriesNumber": (9, 1)},
+        {"StudyInstanceUID": (uid("other"), uid("study"))},
+        {"SOPClassUID": ("1.2.840.10008.5.1.4.1.1.4", "1.2.840.10008.5.1.4.1.1.2")},
+        {"SOPClassUID": (SecondaryCaptureImageStorage, "1.2.840.10008.5.1.4.1.1.2")},
+        {"Modality": ("MR", "CT")},
+        {"ImageType": (["ORIGINAL", "PRIMARY", "LOCALIZER"], ["ORIGINAL", "PRIMARY", "AXIAL"])},
+        {"ImagePositionPatient": ([0, 0, 900], None)},
+        {"ImagePositionPatient": ("", None)},
+        {"PixelSpacing": ("", [1.5, 1.0])},
+    ],
+)
+def test_a_slice_with_another_header_cannot_slip_away(
+    tmp_path: Path, place: int, change: dict[str, tuple[Any, Any]]
+) -> None:
+    """At the ends too, where no gap tells that a slice is gone."""
+    ((keyword, (changed, usual)),) = change.items()
+    given = {keyword: at(place, 6, changed, usual)}
+    if keyword == "ImagePositionPatient":
+        lie = place % 6
+        given = {keyword: lambda index: changed if index == lie else [-8, -12, 2.5 * index]}
+    write_series(tmp_path, stored_values((6, 8, 8)), **given)
+    assert accepted(tmp_path) is None
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"PixelSpacing": ([1.50004, 1.00003], [1.5, 1.0])},
+        {"ImageOrientationPatient": ([1, 0.0005, 0, -0.0005, 1, 0], [1, 0, 0, 0, 1, 0])},
+        {"AcquisitionNumber": (2, 1)},
+        {"AcquisitionTime": ("120000", "101500")},
+    ],
+)
+def test_a_difference_within_tolerance_changes_nothing(
+    tmp_path: Path, place: int, change: dict[str, tuple[Any, Any]]
+) -> None:
+    ((keyword, (changed, usual)),) = change.items()
+    values = stored_values((6, 8, 8))
+    write_series(tmp_path / "same", values)
+    write_series(tmp_path / "other", values, **{keyword: at(place, 6, changed, usual)})
+    same, other = accepted(tmp_path / "same"), accepted(tmp_path / "other")
+    assert same is not None
+    assert other is not None
+    assert same.pixel_spacing == other.pixel_spacing
+    np.testing.assert_array_equal(same.row_direction, other.row_direction)
+    np.testing.assert_array_equal(same.positions, other.positions)
+
+
+def test_a_single_image_elsewhere_takes_nothing_from_a_series(tmp_path: Path) -> None:
+    """A bolus-tracking image and a localizer within the stack are no lost slices."""
+    write_series(tmp_path / "a", stored_values((6, 8, 8)))
+    other: dict[str, Any] = {"SeriesInstanceUID": uid("other"), "SeriesNumber": 9, "SeriesDescription": "tracking"}
+    write_series(tmp_path / "b", stored_values((1, 8, 8)), origin=(-8, -12, 15), **other)
+    write_series(
+        tmp_path / "c", stored_values((1, 8, 8)), origin=(-8, -12, 6), ImageType=["ORIGINAL", "X", "LOCALIZER"]
+    )
+    assert accepted(tmp_path) is not None
+
+
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"AcquisitionNumber": lambda index: 1 + index % 2},
+        {"AcquisitionTime": lambda index: f"10{15 + index % 2}00"},
+    ],
+)
+def test_two_acquisitions_between_each_other_are_separated(tmp_path: Path, tags: dict[str, Any]) -> None:
+    """Half a step apart they look like one series of thinner slices."""
+    write_series(tmp_path, stored_values((12, 8, 8)), step=(0, 0, 1.25), **tags)
+    series = read_study(tmp_path).series
+    assert [(one.part, len(one.slices), one.problem) for one in series] == [(1, 6, None), (2, 6, None)]
+    for one in series:
+        np.testing.assert_allclose(np.diff(one.geometry.depths), 2.5)
+
+
+def test_acquisitions_between_each_other_that_cannot_be_parted_are_refused(tmp_path: Path) -> None:
+    numbers = [1, 2, 1, 2, 1, None, 1, 2]
+    write_series(tmp_path, stored_values((8, 8, 8)), AcquisitionNumber=lambda index: numbers[index])
+    problem = only_series(read_study(tmp_path)).problem
+    assert problem is not None
+    assert problem.key == "acquisitions_interleaved"
+
+
+# ---- orientations
+
+ORIENTATIONS = {
+    "head first supine": (1, 0, 0, 0, 1, 0),
+    "feet first supine": (-1, 0, 0, 0, 1, 0),
+    "head first prone": (-1, 0, 0, 0, -1, 0),
+    "coronal": (1, 0, 0, 0, 0, -1),
+    "sagittal": (0, 1, 0, 0, 0, -1),
+    "oblique": (0.8, 0, -0.6, 0, 1, 0),
+}
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_every_orientation_puts_voxels_where_they_were_scanned(tmp_path: Path, name: str, sign: int) -> None:
+    """A plane of HU through patient space is found again at the voxels' places, whatever the order of the slices."""
+    row, column = np.array(ORIENTATIONS[name][:3], float), np.array(ORIENTATIONS[name][3:], float)
+    normal, origin = np.cross(row, column), np.array([-20.0, -30.0, 40.0])
+    k, j, i = np.meshgrid(np.arange(5), np.arange(6), np.arange(8), indexing="ij")
+    places = origin + 2.0 * k[..., None] * sign * normal + 1.5 * j[..., None] * column + 1.0 * i[..., None] * row
+    stored = np.rint(1000 + places @ [3.0, 5.0, 7.0]).astype(np.uint16)
+    step = 2.0 * sign * normal
+    write_series(tmp_path, stored, origin=list(origin), step=list(step), ImageOrientationPatient=[*row, *column])
+    series = only_series(read_study(tmp_path))
+    hu = read_hu(series, VoxelWindow(slice(0, 5), slice(0, 6), slice(0, 8)))
+    index = series.geometry.index_of(places.reshape(-1, 3))
+    np.testing.assert_allclose(index, np.rint(index), atol=1e-6)
+    found = hu[tuple(np.rint(index).astype(int).T)]
+    np.testing.assert_array_equal(found, stored.reshape(-1).astype(int) - 1024)
+
+
+# ---- real files
+
+REAL = sorted(Path(str(get_testdata_file("CT_small.dcm", read=False))).parent.rglob("*.dcm"))
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.name)
+def test_real_files_are_slices_or_skipped(path: Path) -> None:
+    """Every file that ships with pydicom; what is a CT slice, and where, is pydicom's word."""
+    found = Findings()
+    with quiet_pydicom():
+        dataset = pydicom.dcmread(path, force=True, stop_before_pixels=True)
+        is_ct = dataset.get("SOPClassUID") == "1.2.840.10008.5.1.4.1.1.2" and "ImagePositionPatient" in dataset
+        localizer = "LOCALIZER" in (dataset.get("ImageType") or [])
+        read_slice_headers(path, "", found)
+    assert len(found.slices) == int(is_ct and not localizer)
+    assert sum(found.skipped.values()) == 1 - len(found.slices)
+    for header in found.slices:
+        assert header.position == tuple(float(value) for value in dataset.ImagePositionPatient)
+        assert header.pixel_spacing == tuple(float(value) for value in dataset.PixelSpacing)
+        assert header.slope == float(dataset.RescaleSlope)
+
+
+def test_a_folder_with_a_dicomdir_works_from_the_files(tmp_path: Path) -> None:
+    """The directory is ignored by its class; that it names files that are not there does not matter."""
+    source = Path(str(get_testdata_file("DICOMDIR", read=False))).parent
+    shutil.copytree(source / "98892001", tmp_path / "98892001")
+    shutil.copy(source / "DICOMDIR", tmp_path / "DICOMDIR")
+    study = read_study(tmp_path)
+    assert study.skipped["dicomdir"] == 1
+    assert {series.number: len(series.slices) for series in study.series} == {5: 5}
+
+
+def test_a_dose_sheet_and_a_presentation_state_are_skipped(tmp_path: Path) -> None:
+    """By class, whatever modality they claim."""
+    write_series(tmp_path, stored_values((3, 8, 8)))
+    for number, sop_class in enumerate(["88.67", "88.22", "11.1", "88.59", "7.3"]):
+        dataset = slice_dataset(stored_values((1, 8, 8))[0], (0, 0, 90 + 9 * number), SeriesInstanceUID=uid("sheets"))
+        dataset.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{sop_class}"
+        (tmp_path / f"sheet{number}").write_bytes(file_bytes(dataset))
+    assert read_study(tmp_path).skipped == {"not_ct": 4, "secondary_capture": 1}
+
+
+def test_items_without_end_cost_neither_time_nor_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A header of 40 MB of empty items, plain and deflated to a few kB: pydicom would make an object of each."""
+    monkeypatch.setattr(elements, "ELEMENT_LIMIT", 50_000)
+    write_series(tmp_path, stored_values((3, 8, 8)))
+    for syntax in (ExplicitVRLittleEndian, DeflatedExplicitVRLittleEndian):
+        dataset = slice_dataset(stored_values((1, 8, 8))[0], (0, 0, 50))
+        dataset.add_new(0x00091010, "UN", b"\xfe\xff\x00\xe0\0\0\0\0" * 5_000_000)
+        raw = bytearray(file_bytes(dataset, ExplicitVRLittleEndian))
+        start = raw.index(b"\x09\x00\x10\x10UN") + 8
+        raw[start : start + 4] = b"\xff\xff\xff\xff"
+        if syntax == DeflatedExplicitVRLittleEndian:
+            raw = deflated(bytes(raw))
+            assert len(raw) < 200_000
+        (tmp_path / f"bomb{len(raw)}").write_bytes(raw)
+    began = time.perf_counter()
+    assert read_study(tmp_path).skipped == {"over_limits": 2}
+    assert time.perf_counter() - began < 5
+
+
+def deflated(raw: bytes) -> bytearray:
+    """An Explicit VR Little Endian file written again as deflated."""
+    start = 144 + int.from_bytes(raw[140:144], "little")
+    squeeze = zlib.compressobj(wbits=-zlib.MAX_WBITS)
+    body = squeeze.compress(raw[start:]) + squeeze.flush()
+    meta = raw[:start].replace(ExplicitVRLittleEndian.encode().ljust(20, b"\0"), b"1.2.840.10008.1.2.1.99")
+    meta = meta.replace(b"UI\x14\x00" + b"1.2.840.10008.1.2.1.99", b"UI\x16\x001.2.840.10008.1.2.1.99")
+    length = int.from_bytes(raw[140:144], "little") + len(meta) - start
+    return bytearray(meta[:140] + length.to_bytes(4, "little") + meta[144:] + body)
 
 
 # ---- hostile headers

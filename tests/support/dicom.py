@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import tempfile
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, get_frame
+from pydicom.encaps import encapsulate, encapsulate_extended, get_frame
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
 from pydicom.pixels.encoders.base import JPEGLSLosslessEncoder, RLELosslessEncoder
@@ -34,6 +35,7 @@ from pydicom.uid import (
 __all__ = [
     "COMPRESSED",
     "DESCRIPTIONS",
+    "copied",
     "file_bytes",
     "slice_dataset",
     "stored_values",
@@ -106,15 +108,25 @@ def slice_dataset(stored: Stored, position: Sequence[float], **elements: Any) ->
     return dataset
 
 
-def file_bytes(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian, *, preamble: bool = True) -> bytes:
+def file_bytes(
+    dataset: Dataset,
+    transfer_syntax: str = ExplicitVRLittleEndian,
+    *,
+    preamble: bool = True,
+    table: str = "none",
+    fragments: int = 1,
+) -> bytes:
     """The data set as a file; pixel data is compressed as the transfer syntax asks.
 
     Without preamble there is no file meta information either, as old archives write it.
+
+    Args:
+        table: of compressed frames, "none", "basic" or "extended" offsets; fragments: of each frame.
     """
     if transfer_syntax in COMPRESSED:
-        dataset = _compressed(dataset, transfer_syntax)
+        dataset = _compressed(dataset, transfer_syntax, table, fragments)
     if transfer_syntax == ExplicitVRBigEndian:
-        dataset = Dataset(dataset)
+        dataset = copied(dataset)
         dataset.PixelData = np.frombuffer(dataset.PixelData, np.uint16).byteswap().tobytes()
         dataset["PixelData"].VR = "OW"
     buffer = DicomBytesIO()
@@ -123,7 +135,7 @@ def file_bytes(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian, 
         meta.TransferSyntaxUID = UID(transfer_syntax)
         meta.MediaStorageSOPClassUID = UID(dataset.get("SOPClassUID") or CTImageStorage)
         meta.MediaStorageSOPInstanceUID = UID(dataset.get("SOPInstanceUID") or "1.2.3")
-        dataset = Dataset(dataset)
+        dataset = copied(dataset)
         dataset.file_meta = meta
         dcmwrite(buffer, dataset, enforce_file_format=True)
     else:
@@ -133,11 +145,23 @@ def file_bytes(dataset: Dataset, transfer_syntax: str = ExplicitVRLittleEndian, 
     return buffer.getvalue()
 
 
-def _compressed(dataset: Dataset, transfer_syntax: str) -> Dataset:
+def copied(dataset: Dataset) -> Dataset:
+    """A data set with the same elements; `Dataset(dataset)` would be the same one in disguise."""
+    elements = Dataset()
+    elements.update({element.tag: copy.copy(element) for element in dataset})
+    return elements
+
+
+def _compressed(dataset: Dataset, transfer_syntax: str, table: str, fragments: int) -> Dataset:
     cells: Any = np.frombuffer(dataset.PixelData, np.int16 if dataset.PixelRepresentation else np.uint16)
-    array = cells.reshape(dataset.Rows, dataset.Columns)
-    compressed = Dataset(dataset)
-    compressed.PixelData = encapsulate([_frame(array, dataset.BitsStored, transfer_syntax)], has_bot=False)
+    arrays = cells.reshape(-1, dataset.Rows, dataset.Columns)
+    frames = [_frame(array, dataset.BitsStored, transfer_syntax) for array in arrays]
+    compressed = copied(dataset)
+    if table == "extended":
+        value, compressed.ExtendedOffsetTable, compressed.ExtendedOffsetTableLengths = encapsulate_extended(frames)
+    else:
+        value = encapsulate(frames, fragments_per_frame=fragments, has_bot=table == "basic")
+    compressed.PixelData = value
     compressed["PixelData"].VR = "OB"
     compressed["PixelData"].is_undefined_length = True
     return compressed
