@@ -1,4 +1,5 @@
-"""The lesion box against the study: same frame of reference, within the scanned volume, no slice missing around it.
+"""The lesion box against the study: same patient, study and frame of reference, within the scanned volume, no slice
+missing around it.
 
 The region is in patient space (LPS, mm) and without margin. Breathing shifts between phases are not estimated here.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fourphase.runtime.box_file import ROUNDING_MM, SMALLEST_MM, LesionBox, box_invalid, hull, read_box
-from fourphase.runtime.errors import GeometryRefused, Notice
+from fourphase.runtime.errors import GeometryRefused, MixedStudies, Notice
 from fourphase.runtime.geometry import Region, SeriesGeometry, slice_gaps
 from fourphase.runtime.series import Series
 
@@ -33,8 +34,9 @@ class FittedBox:
         region: LPS mm; with boxes per phase, the region that holds them all.
         by_phase: phase -> the region to sample, the same for all phases unless the box came per phase.
         clipped_mm: along x, y, z, how much of the box lay outside the volume (the worst phase).
-        source: "json" or "nifti".
+        source: "json", "nifti", "dicom-seg" or "rtstruct".
         warnings: what the user should know.
+        drawn_on: the phases whose series the DICOM object says it was drawn on.
     """
 
     region: Region
@@ -42,6 +44,7 @@ class FittedBox:
     clipped_mm: tuple[float, float, float]
     source: str
     warnings: tuple[Notice, ...]
+    drawn_on: tuple[str, ...] = ()
 
 
 def fit_box(box: LesionBox, series_by_phase: Mapping[str, Series]) -> FittedBox:
@@ -50,8 +53,12 @@ def fit_box(box: LesionBox, series_by_phase: Mapping[str, Series]) -> FittedBox:
     Raises:
         BoxInvalid: outside the volume, drawn on other images, mirrored, or without a box for a phase.
         GeometryRefused: one box for phases that are not in one frame of reference.
+        MixedStudies: drawn on another patient or in another study.
     """
-    warnings = [] if box.by_phase else _check_frames(box, series_by_phase)
+    _check_identity(box, series_by_phase)
+    drawn_on = tuple(phase for phase, series in series_by_phase.items() if series.uid and series.uid in box.series_uids)
+    warnings = [*box.warnings, *_drawing_notices(box, drawn_on)]
+    warnings += [] if box.by_phase else _check_frames(box, series_by_phase)
     if box.volume is not None:
         _check_not_mirrored(box.volume, [series.geometry.bounds() for series in series_by_phase.values()])
     given = {phase: _region_of_phase(box, phase) for phase in series_by_phase}
@@ -64,7 +71,37 @@ def fit_box(box: LesionBox, series_by_phase: Mapping[str, Series]) -> FittedBox:
     if max(clipped) > 0:
         message = "the lesion box reaches beyond the scanned volume by {:.1f}, {:.1f}, {:.1f} mm (x, y, z)"
         warnings.append(Notice("box_clipped", message.format(*clipped)))
-    return FittedBox(hull(fitted), fitted, clipped, box.source, tuple(warnings))
+    return FittedBox(hull(fitted), fitted, clipped, box.source, tuple(warnings), drawn_on)
+
+
+def _check_identity(box: LesionBox, series_by_phase: Mapping[str, Series]) -> None:
+    """Empty identifiers (anonymised data) contradict nothing. Never says which patient."""
+    tags = [series.tags for series in series_by_phase.values()]
+    pairs = (
+        ("patient", box.patient, {tag.patient for tag in tags}),
+        ("study", box.study_uid, {tag.study_uid for tag in tags}),
+    )
+    for what, given, scanned in pairs:
+        if given and scanned - {"", given}:
+            raise MixedStudies(
+                f"the lesion box was drawn on another {what}",
+                "give the lesion that was drawn on this study",
+                key=f"box_of_another_{what}",
+            )
+
+
+def _drawing_notices(box: LesionBox, drawn_on: Sequence[str]) -> list[Notice]:
+    """What a DICOM object leaves open about the images it was drawn on."""
+    if box.source not in ("dicom-seg", "rtstruct") or drawn_on:
+        return []
+    notices = []
+    if box.series_uids:
+        message = "the lesion was drawn on a series that is none of the phases"
+        notices.append(Notice("box_drawn_elsewhere", message))
+    if not box.frame_of_reference_uid:
+        message = "the lesion names no frame of reference and no phase; its coordinates were taken as the study's"
+        notices.append(Notice("box_frame_of_reference_missing", message))
+    return notices
 
 
 def _region_of_phase(box: LesionBox, phase: str) -> Region:

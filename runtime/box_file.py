@@ -1,6 +1,7 @@
 """The lesion box as the user gave it: JSON, or the extent of a label in a mask; what is not understood is refused.
 
-Whether it fits the study is `box`'s question.
+Masks are NIfTI label masks, DICOM segmentations and DICOM structure sets. Whether the box fits the study is `box`'s
+question.
 """
 
 from __future__ import annotations
@@ -14,10 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from fourphase.runtime.dicom_file import open_regular
-from fourphase.runtime.errors import BoxInvalid, InputMissing
+from fourphase.runtime.dicom_drawing import Damaged, over_limits, read_object
+from fourphase.runtime.dicom_file import SkippedFile, open_regular, quiet_pydicom
+from fourphase.runtime.errors import BoxInvalid, InputMissing, Notice
 from fourphase.runtime.geometry import Region
 from fourphase.runtime.label_mask import read_label_mask
+from fourphase.runtime.rtstruct_box import RTSTRUCT, read_rtstruct
+from fourphase.runtime.seg_box import SEGMENTATIONS, read_seg
 
 __all__ = ["LesionBox", "box_invalid", "hull", "read_box"]
 
@@ -33,10 +37,13 @@ class LesionBox:
 
     Attributes:
         region: LPS mm; with boxes per phase, the region that holds them all.
-        source: "json" or "nifti".
+        source: "json", "nifti", "dicom-seg" or "rtstruct".
         frame_of_reference_uid: of the images it was drawn on; '' when not said.
         by_phase: phase -> its own region; empty when one box serves all.
-        volume: the region of the whole mask grid; None for JSON.
+        volume: the region of the whole grid of a NIfTI mask; None for others.
+        study_uid: StudyInstanceUID of the DICOM object; patient: digest of its PatientID; '' when not said.
+        series_uids: the series that the DICOM object says it was drawn on.
+        warnings: what the user should know about the file.
     """
 
     region: Region
@@ -44,24 +51,33 @@ class LesionBox:
     frame_of_reference_uid: str = ""
     by_phase: Mapping[str, Region] = field(default_factory=dict)
     volume: Region | None = None
+    study_uid: str = ""
+    patient: str = field(default="", repr=False)
+    series_uids: tuple[str, ...] = ()
+    warnings: tuple[Notice, ...] = ()
 
 
-def read_box(path: Path, label: int | None) -> LesionBox:
-    """Reads a JSON box or a NIfTI label mask; the content decides which, not the name.
+def read_box(path: Path, label: int | None, roi: str | None = None) -> LesionBox:
+    """Reads a JSON box, a NIfTI label mask, a DICOM SEG or RTSTRUCT; the content decides which, not the name.
 
     Args:
-        label: which label of the mask; None when it has only one.
+        label: which label of the mask, SegmentNumber or ROINumber; None when there is only one.
+        roi: the same by name, SegmentLabel or ROIName: exactly, or else without regard to case.
 
     Raises:
         InputMissing: no such file.
         BoxInvalid: anything else that is wrong with it.
     """
     try:
-        with open_regular(path.resolve()) as file:
+        target = path.resolve()
+        with open_regular(target) as file:
             start = file.read(352)
             file.seek(0)
-            if start[128:132] == b"DICM":
-                raise box_invalid("is DICOM, which is not supported yet", "box_format", "give JSON or a .nii.gz mask")
+            if start[128:132] == b"DICM" or start[:2] in (b"\x08\0", b"\x02\0", b"\0\x08"):
+                return _dicom_box(target, label, roi)
+            if roi is not None:
+                hint = "leave --roi out, or give a DICOM SEG or RTSTRUCT"
+                raise box_invalid("has no names to choose from", "roi_without_names", hint)
             if start[:2] == b"\x1f\x8b" or start[344:347] in (b"n+1", b"ni1"):
                 return _mask_box(file, label)
             if label is not None:
@@ -71,11 +87,38 @@ def read_box(path: Path, label: int | None) -> LesionBox:
             return _json_box(file.read(LARGEST_JSON + 1))
     except OSError:
         what = "is not a file" if path.is_dir() else "does not exist or cannot be read"
-        raise InputMissing(f"the lesion box {what}", "give --box FILE: JSON in LPS mm, or a NIfTI label mask") from None
+        hint = "give --box FILE: JSON in LPS mm, a NIfTI label mask, a DICOM SEG or RTSTRUCT"
+        raise InputMissing(f"the lesion box {what}", hint) from None
 
 
 def box_invalid(what: str, key: str, hint: str = "correct the box and try again") -> BoxInvalid:
     return BoxInvalid(f"the lesion box {what}", hint, key=key)
+
+
+def _dicom_box(path: Path, label: int | None, roi: str | None) -> LesionBox:
+    try:
+        with quiet_pydicom():
+            found = read_object(path)
+            if found.sop_class in SEGMENTATIONS:
+                source, drawing = "dicom-seg", read_seg(found, label, roi)
+            elif found.sop_class == RTSTRUCT:
+                source, drawing = "rtstruct", read_rtstruct(found, label, roi)
+            else:
+                hint = "give a SEG, an RTSTRUCT, JSON or a .nii.gz mask"
+                raise box_invalid("is DICOM, but neither a segmentation nor a structure set", "box_format", hint)
+    except (Damaged, SkippedFile) as fault:
+        if isinstance(fault, SkippedFile) and fault.reason == "over_limits":
+            raise over_limits() from None
+        raise box_invalid("is a damaged DICOM file", "mask_damaged", "export it again") from None
+    return LesionBox(
+        _checked(drawing.region),
+        source,
+        drawing.frame_of_reference_uid,
+        study_uid=drawing.study_uid,
+        patient=drawing.patient,
+        series_uids=drawing.series_uids,
+        warnings=drawing.warnings,
+    )
 
 
 def _mask_box(file: Any, label: int | None) -> LesionBox:
