@@ -42,7 +42,7 @@ class StudyRequest:
     """What to read: a study folder, its lesion box, and what the user says about it.
 
     Attributes:
-        folder: holds the DICOM files, at any depth.
+        folder: holds the DICOM files, at any depth (a zip: see study_archive.open_study).
         box: JSON, NIfTI mask, DICOM SEG or RTSTRUCT. label, roi: which lesion in it, by number or name.
         phases: phase -> SeriesInstanceUID, SeriesNumber or subfolder; overrides the evidence.
         site: the site's phases.toml.
@@ -177,7 +177,7 @@ class _Scanned:
 def _scanned(request: StudyRequest, phases: Sequence[str], config: PreprocessingConfig, clock: _Clock) -> _Scanned:
     with clock.step("scan"):
         study = read_study(request.folder)
-        given = read_box(request.box, request.label)
+        given = read_box(request.box, request.label, request.roi)
         around = given.region.grown(config.margin_mm)
         site = read_manifest(request.site) if request.site else None
         matches, notices = assign_phases(study, phases, request.phases, site=site, region=around)
@@ -218,7 +218,7 @@ def _result(
         classes=bundle.classes,
         logits=outputs.logits[0],
         phases={phase: _record(match) for phase, match in prepared.phases.items()},
-        box={**box, "clipped_mm": _rounded(prepared.box.clipped_mm), "source": prepared.box.source},
+        box=box | _about_the_box(prepared.box),
         preprocessing={"hash": bundle.preprocessing.hash, "device": made.device, "reason": made.reason},
         model={"bundle": bundle.path.name, "sha256": bundle.sha256, "precision": model.choice.backend.precision},
         backend=_backend_section(model.choice),
@@ -263,6 +263,12 @@ def _box_section(box: FittedBox, margin_mm: float) -> dict[str, Any]:
             phase: {"min": _rounded(region.min), "max": _rounded(region.max)} for phase, region in box.by_phase.items()
         }
     return section
+
+
+def _about_the_box(box: FittedBox) -> dict[str, Any]:
+    """What does not identify it: how much was cut off, and where it comes from."""
+    drawn_on = {"drawn_on": list(box.drawn_on)} if box.drawn_on else {}
+    return {"clipped_mm": _rounded(box.clipped_mm), "source": box.source, **drawn_on}
 
 
 def _rounded(values: Sequence[float]) -> list[float]:

@@ -81,16 +81,16 @@ def test_a_lost_gpu_ends_a_run_of_several_studies_with_22(
     case: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What another study would get from that GPU could not be trusted; the document is complete all the same."""
-    from fourphase.runtime import cli
+    from fourphase.runtime import cli, run_outputs
     from fourphase.runtime.errors import GPU_LOST, GPUUnavailable
 
     asked = []
 
-    def lose(*_: object) -> None:
+    def lose(*_: object, **__: object) -> None:
         asked.append(1)
         raise GPUUnavailable("the GPU is lost", "look at dmesg", key=GPU_LOST)
 
-    monkeypatch.setattr(cli, "_run_one", lose)
+    monkeypatch.setattr(run_outputs, "run_study", lose)
     study, box = str(case / "dicom"), str(case / "lesion_box.json")
     line = ["fp-run", study, study, study, "--box", box, "--box", box, "--box", box, "--bundle", str(bundle), "--json"]
     monkeypatch.setattr(sys, "argv", line)
@@ -360,6 +360,18 @@ def test_several_studies_one_of_them_bad(case: Path, copied: Path, bundle: Path,
     first, second = json.loads(outcome.stdout)["results"]
     assert first["prediction"] == result["prediction"]
     assert second["error"]["code"] == 12
+
+
+def test_phantoms_run_as_they_are_written(case: Path, bundle: Path, result: dict[str, Any], tmp_path: Path) -> None:
+    """DIR/<case>/dicom with DIR/<case>/lesion_box.json is what `fp-bench phantom -o DIR` leaves; twice: done before."""
+    line = ["--each", case.parent, "--box", "lesion_box.json", "--bundle", bundle, "--output", tmp_path / "results"]
+    for status in ("done", "skipped"):
+        outcome = command("runtime", *line, "--json", "--quiet")
+        assert outcome.returncode == 0, outcome.stderr
+        (body,) = json.loads(outcome.stdout)["results"]
+        assert (body["status"], body["prediction"]) == (status, result["prediction"])
+        (entry,) = json.loads((tmp_path / "results" / "summary.json").read_text())["studies"]
+        assert (entry["number"], entry["status"], entry["case"]) == (1, status, result["case"])
 
 
 def test_two_lesions_of_one_study_are_two_cases(case: Path, bundle: Path, tmp_path: Path) -> None:
