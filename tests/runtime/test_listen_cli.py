@@ -27,8 +27,10 @@ from fourphase.runtime.listen_outbox import Outbox
 from fourphase.runtime.listen_spool import Spool
 from fourphase.runtime.listen_status import spool_status
 from tests.support.dicom import uid, write_phases
-from tests.support.listen import unused_port
+from tests.support.listen import LEFT_OPEN, unused_port
 from tests.support.tiny_bundle import write_tiny
+
+pytestmark = LEFT_OPEN
 
 BOX = '{"space": "LPS_mm", "min": [-4, -8, 4], "max": [4, 2, 14]}'
 Waited = Callable[[], object]
@@ -248,7 +250,6 @@ def test_a_study_that_does_not_end_holds_up_the_end_by_some_seconds_only(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # pynetdicom's sockets of refused connections
 def test_many_studies_through_a_process_that_is_killed_are_each_run_once(tmp_path: Path, bundle: Path) -> None:
     counts = measure(Plan(bundle, studies=8, clients=4, kills=2, slices=8, quiet_s=3.0, timeout_s=240), tmp_path)
     assert counts["ok"], counts

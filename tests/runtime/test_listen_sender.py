@@ -21,10 +21,9 @@ from fourphase.runtime.errors import OutputNotWritable, UsageError
 from fourphase.runtime.listen_outbox import Outbox
 from fourphase.runtime.listen_sender import Peer, Sender, parse_peer
 from tests.support.dicom import file_bytes, uid
-from tests.support.listen import Log, unused_port
+from tests.support.listen import LEFT_OPEN, Log, unused_port
 
-# pynetdicom drops the socket of a connection that was refused without closing it.
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")
+pytestmark = LEFT_OPEN
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
 

@@ -28,7 +28,9 @@ from fourphase.runtime.listen_guard import Limits
 from fourphase.runtime.listen_server import Address, Receiver
 from fourphase.runtime.listen_spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid, write_phases
-from tests.support.listen import SCANNER, Log, association, ct_image, rtstruct, send
+from tests.support.listen import LEFT_OPEN, SCANNER, Log, association, ct_image, rtstruct, send
+
+pytestmark = LEFT_OPEN
 
 ENHANCED = "1.2.840.10008.5.1.4.1.1.2.1"
 LIMITS = Limits(idle_s=5.0)

@@ -1,6 +1,12 @@
 from __future__ import annotations
 
+import shutil
+import signal
 import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +17,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
+from pydicom.encaps import get_frame
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLosslessSV1,
     JPEGLSLossless,
     RLELossless,
 )
 
-from fourphase.runtime import decoders
+from fourphase.runtime import decode_pool, decoders
 from fourphase.runtime import stored_values as stored_values_module
 from fourphase.runtime.codestream import JPEG_LS_FRAME, SEQUENCE_END, CodestreamError, codestream_of, single_frame
+from fourphase.runtime.decode_pool import DecodePool
 from fourphase.runtime.dicom_file import quiet_pydicom
 from fourphase.runtime.errors import EnvironmentFault, PixelDataError
 from fourphase.runtime.headers import read_slice_header
@@ -39,6 +48,8 @@ NATIVE = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian, D
 SHAPE = (4, 40, 48)
 WINDOW = VoxelWindow(slice(1, 3), slice(5, 31), slice(7, 30))
 WHOLE = VoxelWindow(slice(0, 4), slice(0, 40), slice(0, 48))
+
+FORM = decoders.FrameFormat(str(JPEGLSLossless), "MONOCHROME2", 40, 48, 16, 12, 12)
 
 
 def read(folder: Path) -> Series:
@@ -294,37 +305,158 @@ def test_a_codestream_without_end_never_reaches_the_decoder(
     assert "no end" in refused(tmp_path).message
 
 
-@pytest.mark.parametrize("raised", [ValueError, MemoryError, BaseException, RecursionError])
-def test_whatever_a_decoder_raises_is_15(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]
+@pytest.fixture
+def bad_decoder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path, str], None]]:
+    """Makes one slice's frame, of any compressed series, a word for tests.support.bad_decoder."""
+    pool = DecodePool(2, decoder="tests.support.bad_decoder", limit_s=20.0)
+    monkeypatch.setattr(decode_pool, "_shared", pool)
+    words: dict[bytes, bytes] = {}
+
+    def say(path: Path, word: str) -> None:
+        frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+        words[frame.rstrip(b"\0")] = word.encode()
+
+    real = pool.decode
+    monkeypatch.setattr(
+        pool, "decode", lambda frame, form: real(words.get(frame.rstrip(b"\0"), b"fine 1024"), form), raising=True
+    )
+    yield say
+    pool.close()
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("abort", "slice 3 of 4, cannot be decompressed: its decoder crashed"),
+        ("allocate", "slice 3 of 4, cannot be decompressed: its decoder ran out of memory"),
+        ("panic", "slice 3 of 4, cannot be decompressed"),
+    ],
+)
+def test_whatever_a_decoder_does_is_15(
+    tmp_path: Path, bad_decoder: Callable[[Path, str], None], word: str, says: str
 ) -> None:
-    """A panic in Rust code is a BaseException."""
+    paths = write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    bad_decoder(paths[2], word)
+    error = refused(tmp_path, WHOLE)
+    assert (error.code, error.key) == (15, "pixel_data_undecodable")
+    assert says in error.message
+    assert "MARKER" not in error.message + error.hint
+    bad_decoder(paths[2], "fine 1024")
+    assert (read_hu(read(tmp_path), WHOLE) == 0).all()  # 1024 stored, and the pool lives
+
+
+def test_of_several_faulty_slices_the_first_is_named(tmp_path: Path, bad_decoder: Callable[[Path, str], None]) -> None:
+    """The later one fails earlier."""
+    paths = write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    bad_decoder(paths[1], "late")
+    bad_decoder(paths[2], "raise")
+    bad_decoder(paths[3], "abort")
+    for _ in range(3):
+        assert "slice 2 of 4" in refused(tmp_path, WHOLE).message
+
+
+def test_termination_while_a_decoder_hangs(tmp_path: Path) -> None:
+    """As SIGTERM ends a command: in 5 s, with 143, although the decoder never answers."""
+    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+    code = f"""
+import os, signal, sys
+sys.path[:] = {sys.path!r}
+signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+from pathlib import Path
+from fourphase.runtime import decode_pool
+from fourphase.runtime.pixels import read_hu
+from fourphase.runtime.preprocess import VoxelWindow
+from fourphase.runtime.study import read_study
+pool = decode_pool._shared = decode_pool.DecodePool(2, decoder="tests.support.bad_decoder")
+real = pool.decode
+real(b"fine 1", decode_pool.FrameFormat("", "", 2, 2, 16, 12, 12))
+pool.decode = lambda frame, form: os.write(1, b"decoding\\n") and real(b"sleep", form)
+(series,) = read_study(Path({str(tmp_path)!r})).series
+read_hu(series, VoxelWindow(slice(0, 4), slice(0, 40), slice(0, 48)))
+"""
+    program = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert program.stdout is not None
+    try:
+        assert program.stdout.readline() == "decoding\n"
+        time.sleep(0.5)
+        started = time.monotonic()
+        program.send_signal(signal.SIGTERM)
+        assert program.wait(15) == 143
+        assert time.monotonic() - started < 5
+    finally:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.parametrize("raised", [ValueError, BaseException, RecursionError, MemoryError, KeyboardInterrupt])
+def test_what_a_decoder_raises_in_its_process(monkeypatch: pytest.MonkeyPatch, raised: type[BaseException]) -> None:
+    """A panic in Rust code is a BaseException; lack of memory and interruption are told apart."""
 
     def explode(*_: object) -> NDArray[np.uint16]:
         raise raised("MARKER")
 
     monkeypatch.setitem(decoders.DECODERS, JPEGLSLossless, decoders.Decoder("pyjpegls", JPEG_LS_FRAME, explode))
-    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
-    error = refused(tmp_path)
-    assert error.key == "pixel_data_undecodable"
-    assert "MARKER" not in error.message + error.hint
+    kept = raised in (MemoryError, KeyboardInterrupt)
+    with pytest.raises(raised if kept else decoders.DecoderFailed) as caught:
+        decoders.decode_here(b"", FORM)
+    assert kept or "MARKER" not in str(caught.value)
 
 
-def test_interruption_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> NDArray[np.uint16]:
-        raise KeyboardInterrupt
-
-    monkeypatch.setitem(decoders.DECODERS, JPEGLSLossless, decoders.Decoder("pyjpegls", JPEG_LS_FRAME, interrupted))
-    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
-    with pytest.raises(KeyboardInterrupt):
-        read_hu(read(tmp_path), WINDOW)
-
-
-def test_a_missing_decoder_names_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "jpeg_ls", None)
-    write_series(tmp_path, stored_values(SHAPE), transfer_syntax=JPEGLSLossless)
+def test_a_missing_decoder_names_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jpeg_ls", None)
     with pytest.raises(EnvironmentFault, match="pyjpegls"):
-        read_hu(read(tmp_path), WINDOW)
+        decoders.decode_here(b"", FORM)
+
+
+def test_an_rle_segment_longer_than_the_image_is_damaged() -> None:
+    """pydicom warns and cuts it. PS3.5 G.3.1: 2 as a header byte is a literal run of 3."""
+    header = struct.pack("<16I", 2, 64, 70, *[0] * 13)
+    form = decoders.FrameFormat(str(RLELossless), "MONOCHROME2", 1, 4, 16, 12, 16)
+    exact = header + bytes([3, 0, 1, 2, 3, 0]) + bytes([3, 4, 5, 6, 7, 0])
+    assert decoders.decode_here(exact, form).tolist() == [[4, 256 + 5, 512 + 6, 768 + 7]]
+    for longer in (bytes([4, 4, 5, 6, 7, 8]), bytes([0xFC, 4, 0, 0])):  # 5 literal bytes; 5 times the same
+        with pytest.raises(decoders.DecoderFailed):
+            decoders.decode_here(header + exact[64:70] + longer, form)
+
+
+def test_a_damaged_jpeg_lossless_scan_that_decodes_is_refused(tmp_path: Path) -> None:
+    """libjpeg fills the image and only says so on stderr, which only the child listens to."""
+    values = stored_values((2, 40, 48))
+    (path, _) = write_series(tmp_path, values, transfer_syntax=JPEGLosslessSV1)
+    frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
+    form = decoders.FrameFormat(str(JPEGLosslessSV1), "MONOCHROME2", 40, 48, 16, 12, 16)
+    told = 0
+    for place in range(len(frame) // 2, len(frame) // 2 + 40):
+        mutant = frame[:place] + bytes([frame[place] ^ 0x5A]) + frame[place + 1 :]
+        try:
+            here = decoders.decode_here(mutant, form)
+        except decoders.DecoderFailed:
+            continue
+        assert (here != values[0]).any()
+        try:
+            decode_pool.shared_pool().decode(mutant, form)
+        except decoders.DecoderFailed:
+            told += 1
+    assert told >= 3
+
+
+@pytest.mark.skipif(shutil.which("dcmcjpeg") is None, reason="DCMTK is not installed")
+@pytest.mark.parametrize(("option", "syntax"), [("+e1", JPEGLosslessSV1), ("+el", JPEGLossless)])
+def test_jpeg_lossless_of_another_encoder(tmp_path: Path, option: str, syntax: str) -> None:
+    """DCMTK's encoder: nothing in its files is taken for damage."""
+    values = stored_values(SHAPE)
+    for path in write_series(tmp_path, values):
+        subprocess.run(["dcmcjpeg", option, path, path], check=True, capture_output=True)
+        assert pydicom.dcmread(path).file_meta.TransferSyntaxUID == syntax
+    np.testing.assert_array_equal(read_hu(read(tmp_path), WINDOW), crop(values.astype(np.int32) - 1024))
+
+
+@pytest.mark.skipif(shutil.which("dcmcrle") is None, reason="DCMTK is not installed")
+def test_rle_of_another_encoder(tmp_path: Path) -> None:
+    values = stored_values((4, 41, 47))
+    for path in write_series(tmp_path, values):
+        subprocess.run(["dcmcrle", path, path], check=True, capture_output=True)
+    np.testing.assert_array_equal(read_hu(read(tmp_path), WINDOW), crop(values.astype(np.int32) - 1024))
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])

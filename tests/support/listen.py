@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE
@@ -20,9 +21,12 @@ from fourphase.runtime.listen_log import EventLog
 from fourphase.runtime.listen_spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid
 
-__all__ = ["CT", "SCANNER", "Log", "association", "ct_image", "keep", "rtstruct", "send", "unused_port"]
+__all__ = ["CT", "LEFT_OPEN", "SCANNER", "Log", "association", "ct_image", "keep", "rtstruct", "send", "unused_port"]
 
 SCANNER = "SCANNER"
+#: pynetdicom's client forgets the socket of a connection that the other side closed, and the garbage collector says so,
+#: at any later time: `pytestmark = LEFT_OPEN` in every file that sends.
+LEFT_OPEN = pytest.mark.filterwarnings("ignore::ResourceWarning")
 CT = "1.2.840.10008.5.1.4.1.1.2"
 RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 
