@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from fourphase.runtime.backend import Outputs
 from fourphase.runtime.backends import Choice, choose_backend
 from fourphase.runtime.box import FittedBox, check_coverage, fit_box, read_box
+from fourphase.runtime.breathing import BreathingShift, estimate_shifts
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.console import progress
@@ -149,13 +150,15 @@ def run_study(
     found = _scanned(request, model.bundle.phases, config, clock)
     with model.preprocessing.study() as target:
         notices = _sample(found, config, target.put, clock)
+        breathing = _breathing(found, config, clock)
+        notices += breathing.warnings
         timings = dict(clock.timings_ms)
         with clock.step("inference"), progress("inference", None):
             outputs = target.infer()
         clock.timings_ms["total"] = (time.perf_counter() - started) * 1e3
         array = target.array() if keep_input or model.preprocessing.device == "cpu" else None
     prepared = found.prepared(array, notices, timings)
-    return _result(model, prepared, outputs, clock.timings_ms), prepared
+    return _result(model, prepared, breathing, outputs, clock.timings_ms), prepared
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +211,17 @@ def _sample(
     return notices
 
 
+def _breathing(found: _Scanned, config: PreprocessingConfig, clock: _Clock) -> BreathingShift:
+    with clock.step("breathing"):
+        return estimate_shifts({phase: match.series for phase, match in found.phases.items()}, found.box, config)
+
+
 def _result(
-    model: LoadedModel, prepared: PreparedStudy, outputs: Outputs, timings_ms: Mapping[str, float]
+    model: LoadedModel,
+    prepared: PreparedStudy,
+    breathing: BreathingShift,
+    outputs: Outputs,
+    timings_ms: Mapping[str, float],
 ) -> StudyResult:
     bundle, made = model.bundle, model.preprocessing
     box = _box_section(prepared.box, bundle.preprocessing.margin_mm)
@@ -219,6 +231,7 @@ def _result(
         logits=outputs.logits[0],
         phases={phase: _record(match) for phase, match in prepared.phases.items()},
         box=box | _about_the_box(prepared.box),
+        breathing=breathing.to_dict(),
         preprocessing={"hash": bundle.preprocessing.hash, "device": made.device, "reason": made.reason},
         model={"bundle": bundle.path.name, "sha256": bundle.sha256, "precision": model.choice.backend.precision},
         backend=_backend_section(model.choice),

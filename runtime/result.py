@@ -48,9 +48,10 @@ class StudyResult:
         logits: float32 (K,), in the order of `classes`.
         phases: phase -> series, in the network's order.
         box: the contract's box section (space, min, max, margin_mm, clipped_mm, source).
+        breathing: reference phase, shift_mm of every phase (None: not to be told), why not.
         preprocessing: hash of the bundle's section, device ("cpu", "gpu") and why that one.
         model: bundle name, sha256, precision. backend: name, reason, self-check.
-        timings_ms: scan, read, preprocess, inference, total; the only part that differs from run to run.
+        timings_ms: scan, read, preprocess, breathing, inference, total; the only part that differs from run to run.
     """
 
     case: str
@@ -58,6 +59,7 @@ class StudyResult:
     logits: NDArray[np.float32]
     phases: Mapping[str, PhaseRecord]
     box: Mapping[str, Any]
+    breathing: Mapping[str, Any]
     preprocessing: Mapping[str, str]
     model: Mapping[str, str]
     backend: Mapping[str, Any]
@@ -95,6 +97,7 @@ class StudyResult:
                 for phase, record in self.phases.items()
             },
             "box": dict(self.box),
+            "breathing": dict(self.breathing),
             "preprocessing": dict(self.preprocessing),
             "model": dict(self.model),
             "backend": dict(self.backend),

@@ -112,7 +112,7 @@ def test_the_result_is_the_contracts(result: dict[str, Any]) -> None:
     assert result["backend"]["name"] == "onnxruntime"
     assert result["backend"]["self_check"] == "passed"
     assert result["preprocessing"]["hash"] == PREPROCESSING.hash
-    assert list(result["timings_ms"]) == ["scan", "read", "preprocess", "inference", "total"]
+    assert list(result["timings_ms"]) == ["scan", "read", "preprocess", "breathing", "inference", "total"]
 
 
 def test_the_phases_are_the_true_ones(result: dict[str, Any], case: Path) -> None:

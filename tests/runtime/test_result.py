@@ -22,6 +22,7 @@ def result(logits: NDArray[np.float32] | None = None, **changes: Any) -> StudyRe
         "logits": np.array([1.25, -1.0], np.float32) if logits is None else logits,
         "phases": {"NC": PhaseRecord("1.2.3", 2, 58, ("order",)), "ART": PhaseRecord("1.2.4", None, 60, ())},
         "box": {"space": "LPS_mm", "min": [0, 0, 0], "max": [1, 1, 1], "source": "json"},
+        "breathing": {"reference": "ART", "shift_mm": {"NC": [0.0, 1.0, -6.5], "ART": [0.0, 0.0, 0.0]}},
         "preprocessing": {"hash": "ab", "device": "cpu", "reason": "asked for"},
         "model": {"bundle": "b", "sha256": "c", "precision": "fp32"},
         "backend": {"name": "onnxruntime", "reason": "no CUDA device", "self_check": "passed"},
@@ -46,6 +47,7 @@ def test_the_json_has_the_contracts_keys_and_says_what_it_is() -> None:
         "evidence": [],
     }
     assert content["preprocessing"] == {"hash": "ab", "device": "cpu", "reason": "asked for"}
+    assert content["breathing"] == {"reference": "ART", "shift_mm": {"NC": [0.0, 1.0, -6.5], "ART": [0.0, 0.0, 0.0]}}
     assert content["warnings"] == [{"key": "tilt", "message": "a tilt"}]
 
 
