@@ -199,13 +199,14 @@ def _answer_decode(package: str) -> str | None:
 
 
 def _decoded(syntax: str, side: int, text: str) -> bool:
-    from fourphase.runtime.decoders import DecoderFailed, decode
+    from fourphase.runtime.decoders import DecoderFailed, DecoderLost, decode
 
-    pixels = SimpleNamespace(transfer_syntax=syntax, photometric="MONOCHROME2", bits_allocated=16, bits_stored=12)
+    bits = {"bits_allocated": 16, "bits_stored": 12, "signed": False}
+    pixels = SimpleNamespace(transfer_syntax=syntax, photometric="MONOCHROME2", **bits)
     header: Any = SimpleNamespace(rows=side, columns=side, pixels=pixels)
     try:
         cells = decode(base64.b64decode(text), header, 12)
-    except DecoderFailed:
+    except (DecoderFailed, DecoderLost):
         return False
     half = side // 2
     squares = [[_SQUARES[row // half][column // half] for column in range(side)] for row in range(side)]

@@ -1,23 +1,29 @@
 """The needed voxels of a series, in HU: decoded slice by slice, cropped, scaled, checked, clipped.
 
-Only the slices and rows of the window are read (of compressed slices, the whole slice). Whatever is wrong with pixel
-data ends in PixelDataError: a guess about a patient's voxels would be worse than no result.
+Only the slices and rows of the window are read (of compressed slices, the whole slice, several at once in processes of
+their own). Whatever is wrong with pixel data ends in PixelDataError: a guess about a patient's voxels would be worse
+than no result.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.decoders import DECODERS
+from fourphase.runtime.decode_pool import close_shared_pool, shared_pool
+from fourphase.runtime.decoders import DECODERS, DecoderLost
 from fourphase.runtime.dicom_file import quiet_pydicom
 from fourphase.runtime.errors import PixelDataError
 from fourphase.runtime.headers import SliceHeader
+from fourphase.runtime.pixel_checks import first_implausible
 from fourphase.runtime.preprocess import VoxelWindow
-from fourphase.runtime.series import Series
+from fourphase.runtime.series import Series, scalings
 from fourphase.runtime.stored_values import NATIVE, PixelFault, stored_values
 
 __all__ = ["read_hu"]
@@ -29,7 +35,10 @@ IMPLAUSIBLE_SHARE = 0.005
 HU_RANGE = (-1024, 3071)
 
 LARGEST_SIDE = 4096
-LARGEST_SLOPE, LARGEST_INTERCEPT = 1e3, 1e5
+#: With a smaller slope, 16 bits do not reach from fat to muscle.
+SMALLEST_SLOPE, LARGEST_SLOPE, LARGEST_INTERCEPT = 1e-3, 1e3, 1e5
+#: Denser than nearly all bone: of a window in a body, most voxels never are.
+DENSE_HU, DENSE_SHARE = 1000, 0.5
 #: One series' window at once, as int16: 2 GiB.
 LARGEST_WINDOW = 2**30
 
@@ -42,23 +51,76 @@ def read_hu(series: Series, window: VoxelWindow) -> Hounsfield:
     int16 when slope and intercept of every slice are whole numbers, else float32.
 
     Raises:
-        PixelDataError: truncated, undecodable, implausible or over limits.
+        PixelDataError: truncated, undecodable, implausible or over limits; of several faulty slices the first.
+        EnvironmentFault: a decoder's package is missing, or its process cannot be started.
     """
     headers = series.slices[window.slices]
     if math.prod(window.shape) > LARGEST_WINDOW:
         raise _error(series.name, PixelFault("pixel_limits", "asks for more voxels than fit in memory"))
     whole = all(header.slope.is_integer() and header.intercept.is_integer() for header in headers)
     hu: Hounsfield = np.empty(window.shape, np.int16) if whole else np.empty(window.shape, np.float32)
+
+    def read(index: int) -> None:
+        try:
+            hu[index] = _slice_hu(headers[index], window)
+        except PixelFault as fault:
+            raise _error(_place(series, window, index), fault) from None
+
+    compressed = any(header.pixels.transfer_syntax not in NATIVE for header in headers)
     with quiet_pydicom():
-        for index, header in enumerate(headers):
-            try:
-                _check_format(header)
-                stored = stored_values(header, window)
-                hu[index] = _hounsfield(stored, header)
-            except PixelFault as fault:
-                place = f"{series.name}, slice {window.slices.start + index + 1} of {len(series.slices)},"
-                raise _error(place, fault) from None
+        if compressed:
+            _read_at_once(read, len(headers))
+        else:
+            for index in range(len(headers)):
+                read(index)
+    # Other scaling moves all of a slice, as a codec may; bytes that are damaged stay where they are.
+    if compressed or len(scalings(headers)) > 1:
+        _check_continuity(series, window, hu)
+    if np.count_nonzero(hu > DENSE_HU) > DENSE_SHARE * hu.size:
+        raise _error(series.name, PixelFault("hu_implausible", "is denser than bone around the lesion"))
     return hu
+
+
+def _read_at_once(read: Callable[[int], None], count: int) -> None:
+    """As many slices at once as there are decoders; what the first faulty slice raises is raised."""
+    with _threads(min(shared_pool().children, count)) as threads:
+        for _ in threads.map(read, range(count)):
+            pass
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that are never waited for longer than a frame may take, and not at all when the process is to end."""
+    threads = ThreadPoolExecutor(max(count, 1), thread_name_prefix="read-hu")
+    try:
+        yield threads
+    except (KeyboardInterrupt, SystemExit):
+        close_shared_pool()  # a decoder that hangs would hold up the end of the process
+        raise
+    finally:
+        threads.shutdown(wait=True, cancel_futures=True)
+
+
+def _slice_hu(header: SliceHeader, window: VoxelWindow) -> NDArray[np.int32] | NDArray[np.float64]:
+    """Raises: PixelFault, whatever is wrong with the slice."""
+    _check_format(header)
+    try:
+        stored = stored_values(header, window)
+    except DecoderLost as lost:
+        raise PixelFault("pixel_data_undecodable", str(lost)) from None
+    return _hounsfield(stored, header)
+
+
+def _check_continuity(series: Series, window: VoxelWindow, hu: Hounsfield) -> None:
+    """Raises: PixelDataError for a slice whose pixels a codec made up, or that is scaled wrongly."""
+    index = first_implausible(hu)
+    if index is not None:
+        fault = PixelFault("slice_implausible", "has pixels that do not continue its neighbours'")
+        raise _error(_place(series, window, index), fault)
+
+
+def _place(series: Series, window: VoxelWindow, index: int) -> str:
+    return f"{series.name}, slice {window.slices.start + index + 1} of {len(series.slices)},"
 
 
 def _error(place: str, fault: PixelFault) -> PixelDataError:
@@ -85,7 +147,7 @@ def _check_format(header: SliceHeader) -> None:
         raise PixelFault("pixel_format", "has an impossible high bit")
     if not (np.isfinite([header.slope, header.intercept]).all() and header.slope != 0):
         raise PixelFault("rescale_invalid", "has no finite rescale slope and intercept, or a slope of zero")
-    if abs(header.slope) > LARGEST_SLOPE or abs(header.intercept) > LARGEST_INTERCEPT:
+    if not SMALLEST_SLOPE <= abs(header.slope) <= LARGEST_SLOPE or abs(header.intercept) > LARGEST_INTERCEPT:
         raise PixelFault("rescale_invalid", "has an impossible rescale slope or intercept")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import shutil
 import signal
 import struct
@@ -17,8 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom.data import get_testdata_file
-from pydicom.encaps import get_frame
+from pydicom.encaps import encapsulate, get_frame
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -34,6 +36,7 @@ from fourphase.runtime import decode_pool, decoders
 from fourphase.runtime import stored_values as stored_values_module
 from fourphase.runtime.codestream import JPEG_LS_FRAME, SEQUENCE_END, CodestreamError, codestream_of, single_frame
 from fourphase.runtime.decode_pool import DecodePool
+from fourphase.runtime.decode_worker import FrameFormat
 from fourphase.runtime.dicom_file import quiet_pydicom
 from fourphase.runtime.errors import EnvironmentFault, PixelDataError
 from fourphase.runtime.headers import read_slice_header
@@ -49,7 +52,7 @@ SHAPE = (4, 40, 48)
 WINDOW = VoxelWindow(slice(1, 3), slice(5, 31), slice(7, 30))
 WHOLE = VoxelWindow(slice(0, 4), slice(0, 40), slice(0, 48))
 
-FORM = decoders.FrameFormat(str(JPEGLSLossless), "MONOCHROME2", 40, 48, 16, 12, 12)
+FORM = FrameFormat(str(JPEGLSLossless), "MONOCHROME2", 40, 48, 16, 12, 12)
 
 
 def read(folder: Path) -> Series:
@@ -251,7 +254,7 @@ def test_slopes_that_are_no_numbers_are_refused(tmp_path: Path, value: str) -> N
 
 def test_implausible_share_is_of_one_slice(tmp_path: Path) -> None:
     """A little metal is accepted; more than 0.5 % of a slice is not."""
-    values = stored_values(SHAPE)
+    values = stored_values(SHAPE) - 600
     few, many = int(0.005 * 26 * 23), int(0.005 * 26 * 23) + 1
     values[1, 5, 7 : 7 + few] = 4095
     write_series(tmp_path / "few", values, RescaleIntercept=0, RescaleSlope=1, BitsStored=16, HighBit=15)
@@ -363,13 +366,13 @@ import os, signal, sys
 sys.path[:] = {sys.path!r}
 signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
 from pathlib import Path
-from fourphase.runtime import decode_pool
+from fourphase.runtime import decode_pool, decode_worker
 from fourphase.runtime.pixels import read_hu
 from fourphase.runtime.preprocess import VoxelWindow
 from fourphase.runtime.study import read_study
 pool = decode_pool._shared = decode_pool.DecodePool(2, decoder="tests.support.bad_decoder")
 real = pool.decode
-real(b"fine 1", decode_pool.FrameFormat("", "", 2, 2, 16, 12, 12))
+real(b"fine 1", decode_worker.FrameFormat("", "", 2, 2, 16, 12, 12))
 pool.decode = lambda frame, form: os.write(1, b"decoding\\n") and real(b"sleep", form)
 (series,) = read_study(Path({str(tmp_path)!r})).series
 read_hu(series, VoxelWindow(slice(0, 4), slice(0, 40), slice(0, 48)))
@@ -408,10 +411,41 @@ def test_a_missing_decoder_names_its_package(monkeypatch: pytest.MonkeyPatch) ->
         decoders.decode_here(b"", FORM)
 
 
+@pytest.mark.parametrize(
+    ("signed", "value", "fits"),
+    [
+        *[(False, 0, True), (False, 4095, True), (False, 4096, False), (False, 0xFFFF, False)],
+        *[(True, 0x07FF, True), (True, 0xF800, True), (True, 0x3000, False), (True, 0x0800, True)],
+    ],
+)
+def test_values_that_the_stored_bits_cannot_hold(signed: bool, value: int, fits: bool) -> None:
+    cells = np.zeros((40, 48), np.uint16)
+    cells[7, 9] = value
+    wide = FORM._replace(precision=16)
+    assert decoders.fits_stored_bits(cells, wide, signed=signed) is fits
+    assert decoders.fits_stored_bits(cells, FORM, signed=signed)  # the codestream's precision bounds them itself
+
+
+def test_a_jpeg_lossless_slice_beyond_its_stored_bits_is_15(tmp_path: Path) -> None:
+    """gdcm codes 16 bits; the header says 12."""
+    values = stored_values(SHAPE)
+    write_series(tmp_path / "fits", values, transfer_syntax=JPEGLosslessSV1)
+    read_hu(read(tmp_path / "fits"), WINDOW)
+    values[2, 0, 0] = 5000  # outside the window, too
+    write_series(tmp_path / "not", values, transfer_syntax=JPEGLosslessSV1, BitsStored=16, HighBit=15)
+    for path in (tmp_path / "not").iterdir():
+        raw = path.read_bytes()
+        stored, high = b"\x28\x00\x01\x01US\x02\x00", b"\x28\x00\x02\x01US\x02\x00"
+        path.write_bytes(raw.replace(stored + b"\x10", stored + b"\x0c").replace(high + b"\x0f", high + b"\x0b"))
+    error = refused(tmp_path / "not")
+    assert error.key == "pixel_data_undecodable"
+    assert "slice 3 of 4" in error.message
+
+
 def test_an_rle_segment_longer_than_the_image_is_damaged() -> None:
     """pydicom warns and cuts it. PS3.5 G.3.1: 2 as a header byte is a literal run of 3."""
     header = struct.pack("<16I", 2, 64, 70, *[0] * 13)
-    form = decoders.FrameFormat(str(RLELossless), "MONOCHROME2", 1, 4, 16, 12, 16)
+    form = FrameFormat(str(RLELossless), "MONOCHROME2", 1, 4, 16, 12, 16)
     exact = header + bytes([3, 0, 1, 2, 3, 0]) + bytes([3, 4, 5, 6, 7, 0])
     assert decoders.decode_here(exact, form).tolist() == [[4, 256 + 5, 512 + 6, 768 + 7]]
     for longer in (bytes([4, 4, 5, 6, 7, 8]), bytes([0xFC, 4, 0, 0])):  # 5 literal bytes; 5 times the same
@@ -424,7 +458,7 @@ def test_a_damaged_jpeg_lossless_scan_that_decodes_is_refused(tmp_path: Path) ->
     values = stored_values((2, 40, 48))
     (path, _) = write_series(tmp_path, values, transfer_syntax=JPEGLosslessSV1)
     frame = get_frame(pydicom.dcmread(path).PixelData, 0, number_of_frames=1)
-    form = decoders.FrameFormat(str(JPEGLosslessSV1), "MONOCHROME2", 40, 48, 16, 12, 16)
+    form = FrameFormat(str(JPEGLosslessSV1), "MONOCHROME2", 40, 48, 16, 12, 16)
     told = 0
     for place in range(len(frame) // 2, len(frame) // 2 + 40):
         mutant = frame[:place] + bytes([frame[place] ^ 0x5A]) + frame[place + 1 :]
@@ -438,6 +472,28 @@ def test_a_damaged_jpeg_lossless_scan_that_decodes_is_refused(tmp_path: Path) ->
         except decoders.DecoderFailed:
             told += 1
     assert told >= 3
+
+
+#: 1000 + 16 y + 7 x, 32 x 32, coded without loss by OpenJPH 0.26.3: no package here codes HTJ2K.
+HTJ2K = (
+    "/0//UQApQAAAAAAgAAAAIAAAAAAAAAAAAAAAIAAAACAAAAAAAAAAAAABDwEB/1AACAACAAAACv9SAAwAAgABAAUEBEAB/1wAEyCI"
+    "kJCQkJCQkJCQkJCQiIiI/2QAFwABT3BlbkpQSCBWZXIgMC4yNi4zLv+QAAoAAAAAAKkAAf+TwAAmifYFB3QAwAASwAATAP4BB3QA"
+    "SP4CB3QAwAASwAATgL4AgnQAIkX+AGNUAMAAE8AAFUDee6pwAnUAkBAI5MAhAey2AMAAFZAABaLu7u7u58Cnp6fCeABGwzAMwzD+"
+    "/YQge/YQgey6AMAALTgABa4kSZIkSZL5/wCnp6enp6enQn0A3t3d3d3d3d3/eGcnv3ye/fJ798nsvwD/2Q=="
+)
+
+
+@pytest.mark.parametrize("number", ["1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.202", "1.2.840.10008.1.2.4.203"])
+def test_htj2k_of_another_encoder(tmp_path: Path, number: str) -> None:
+    row, column = np.mgrid[:32, :32]
+    values = np.repeat((1000 + 16 * row + 7 * column)[None].astype(np.uint16), 3, axis=0)
+    for path in write_series(tmp_path, values, transfer_syntax=JPEG2000Lossless):
+        dataset = pydicom.dcmread(path)
+        dataset.PixelData = encapsulate([base64.b64decode(HTJ2K)], has_bot=False)
+        dataset.file_meta.TransferSyntaxUID = UID(number)
+        dataset.save_as(path)
+    window = VoxelWindow(slice(0, 3), slice(2, 30), slice(3, 32))
+    np.testing.assert_array_equal(read_hu(read(tmp_path), window), crop(values.astype(np.int32) - 1024, window))
 
 
 @pytest.mark.skipif(shutil.which("dcmcjpeg") is None, reason="DCMTK is not installed")
