@@ -1,7 +1,7 @@
 """The lesion box against the study: same patient, study and frame of reference, within the scanned volume, no slice
 missing around it.
 
-The region is in patient space (LPS, mm) and without margin. Breathing shifts between phases are not estimated here.
+The region is in patient space (LPS, mm) and without margin. Breathing shifts: `breathing`.
 """
 
 from __future__ import annotations
@@ -190,6 +190,17 @@ def _check_not_mirrored(volume: Region, scanned: Sequence[Region]) -> None:
                 raise box_invalid("is a mask on a mirrored grid", "mask_mirrored", hint)
 
 
+def _beyond(geometry: SeriesGeometry, region: Region) -> float:
+    """How far a region reaches beyond the outer faces of the voxels, mm along the series' own axes; negative within.
+
+    Not against `bounds`: of a turned volume they hold much that was not scanned.
+    """
+    index = geometry.index_of(region.corners())
+    last = np.array([geometry.slices, geometry.rows, geometry.columns]) - 0.5
+    outside = np.maximum(-0.5 - index, index - last) * [geometry.slice_spacing, *geometry.pixel_spacing]
+    return float(outside.max())
+
+
 def check_coverage(series: Series, region: Region) -> tuple[Notice, ...]:
     """Checks that no slice is missing where the region (lesion box with margin) needs it.
 
@@ -211,8 +222,7 @@ def check_coverage(series: Series, region: Region) -> tuple[Notice, ...]:
     if gaps:
         message = f"{series.name} has {len(gaps)} irregular slice distances, all outside the lesion box and its margin"
         notices.append(Notice("slices_missing_elsewhere", message))
-    bounds = geometry.bounds()
-    beyond = max(*np.subtract(bounds.min, region.min), *np.subtract(region.max, bounds.max))
+    beyond = _beyond(geometry, region)
     if beyond > FACE_TOLERANCE_MM:
         message = f"the margin reaches {beyond:.1f} mm beyond the scanned volume; background is taken there"
         notices.append(Notice("margin_outside_volume", message))

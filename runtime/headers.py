@@ -37,6 +37,9 @@ COMPUTED = (
 #: RescaleType (0028,1054): HU, unspecified (US) or absent; not iodine maps, effective Z or the like.
 HOUNSFIELD_TYPES = ("", "HU", "US")
 
+#: A class and a modality that can be read: what else they hold was never written by a scanner.
+UID_TEXT, CODE_TEXT = re.compile(r"[0-9.]{0,64}"), re.compile(r"[A-Z]{2,16}")
+
 #: No coordinate of a patient is further out; beyond, arithmetic overflows before a check can speak.
 LARGEST_MM = 1e6
 
@@ -178,15 +181,19 @@ def _refusal(raw: RawHeader) -> str | None:
     sop_class, modality = raw.text(SOP_CLASS) or raw.media_class, raw.text(MODALITY).upper()
     image_type = "\\".join(raw.strings(IMAGE_TYPE)).upper()
     photometric = raw.text(PHOTOMETRIC)
+    readable = UID_TEXT.fullmatch(sop_class) is not None
+    other_modality = modality != "CT" and CODE_TEXT.fullmatch(modality) is not None
     reasons = {
         "dicomdir": sop_class == MEDIA_DIRECTORY,
         "secondary_capture": sop_class.startswith(SECONDARY_CAPTURE) or "SCREEN SAVE" in image_type,
-        "not_ct": sop_class not in ("", CT_IMAGE, *MULTI_FRAME_CT) or modality != "CT",
+        "not_ct": (readable and sop_class not in ("", CT_IMAGE, *MULTI_FRAME_CT)) or other_modality,
         "localizer": "LOCALIZER" in image_type,
-        "colour": raw.short(SAMPLES) not in (None, 1) or not photometric.startswith("MONOCHROME"),
+        "colour": raw.short(SAMPLES) not in (None, 1) or not (photometric or "MONOCHROME").startswith("MONOCHROME"),
         "derived": _is_reformatted(raw, image_type),
         "not_hounsfield": raw.text(RESCALE_TYPE).upper() not in HOUNSFIELD_TYPES,
         "no_pixel_data": raw.pixel_offset is None,
+        # All are always there (type 1); without them nothing says that it is another kind of image.
+        "damaged": not readable or modality != "CT" or not photometric,
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
 

@@ -25,9 +25,11 @@ from fourphase.runtime.geometry import SeriesGeometry
 from fourphase.runtime.series_checks import ORIENTATION_TOLERANCE, checked_grid
 from fourphase.runtime.slice_header import SeriesTags, SliceHeader
 
-__all__ = ["Series", "series_from_slices"]
+__all__ = ["Series", "scalings", "series_from_slices"]
 
 TILT_TOLERANCE_DEGREES = 0.5
+#: Every second slice of a contiguous scan lies two slice thicknesses from the next one.
+FAR_APART_THICKNESSES = 1.9
 #: Between air and the densest bone; padding has no business there.
 TISSUE_HU = (-900.0, 3000.0)
 #: JPEG lossy, JPEG-LS near-lossless, JPEG 2000 and HTJ2K that may be lossy are told by (0028,2110), not by their UID.
@@ -95,7 +97,11 @@ class Series:
 
 
 def series_from_slices(
-    headers: Iterable[SliceHeader], unusable: Iterable[SliceHeader] = (), unplaced: Collection[str] = ()
+    headers: Iterable[SliceHeader],
+    unusable: Iterable[SliceHeader] = (),
+    unplaced: Collection[str] = (),
+    *,
+    losses: bool = False,
 ) -> tuple[tuple[Series, ...], int]:
     """Every series with at least two slice positions, and the number of slices left over (single images).
 
@@ -105,6 +111,7 @@ def series_from_slices(
         unusable: images that are no slices although they have a place; where one of them, or a single image, is the
             next slice of a series, the series is damaged at its end, where no gap tells.
         unplaced: SeriesInstanceUIDs of which an image has no place.
+        losses: the study holds files that may be slices and cannot be read.
     """
     groups: dict[object, list[SliceHeader]] = defaultdict(list)
     for header in headers:
@@ -113,7 +120,7 @@ def series_from_slices(
     usable = [series for series in found if _is_stack(series)]
     single = [header for series in found if not _is_stack(series) for header in series.slices]
     beside = [*single, *unusable]
-    return tuple(_with_losses(series, beside, unplaced) for series in usable), len(single)
+    return tuple(_with_losses(series, beside, unplaced, losses=losses) for series in usable), len(single)
 
 
 def _is_stack(series: Series) -> bool:
@@ -122,14 +129,16 @@ def _is_stack(series: Series) -> bool:
     return len(series.slices) > 1 and (hidden or position_count(series.slices) > 1)
 
 
-def _with_losses(series: Series, beside: list[SliceHeader], unplaced: Collection[str]) -> Series:
-    """The series, refused if a slice at one of its ends is known to be lost."""
+def _with_losses(series: Series, beside: list[SliceHeader], unplaced: Collection[str], *, losses: bool) -> Series:
+    """The series, refused if a slice at one of its ends, or every second one, is known to be lost."""
     if series.problem is not None:
         return series
     if series.uid and series.uid in unplaced:
         what = "an image of it has no position"
     elif any(_goes_on(series, header) for header in beside):
         what = "the image next to its last slice is not usable, or is marked as of another series"
+    elif losses and _far_apart(series.tags, series.grid):
+        what = "its slices lie far apart, and files that may be slices between them are damaged"
     else:
         return series
     hint = "export the series again from the archive, or leave it out with --phase"
@@ -196,11 +205,37 @@ def _name(tags: SeriesTags, part: int | None = None) -> str:
     return f"series {number}" if part is None else f"series {number}, acquisition {part}"
 
 
+def scalings(slices: Slices) -> set[tuple[float, float, int, bool]]:
+    """The different ways in which stored bits become HU: slope, intercept, lowest bit, signedness."""
+    return {
+        (one.slope, one.intercept, one.pixels.high_bit - one.pixels.bits_stored, one.pixels.signed) for one in slices
+    }
+
+
+def _far_apart(tags: SeriesTags, grid: SeriesGeometry | GeometryRefused) -> bool:
+    """True if so much lies between the slices that others are missing, evenly, or that it was never scanned.
+
+    SliceThickness (0018,0050) is a hint here, never geometry.
+    """
+    thick = tags.thickness_mm or 0.0
+    return isinstance(grid, SeriesGeometry) and 0 < thick * FAR_APART_THICKNESSES < grid.slice_spacing
+
+
 def _notices(name: str, slices: Slices, grid: SeriesGeometry | GeometryRefused) -> list[Notice]:
     notices = []
     if isinstance(grid, SeriesGeometry) and grid.tilt_degrees > TILT_TOLERANCE_DEGREES:
         tilt = f"{name} is tilted by {grid.tilt_degrees:.1f} degrees; every slice is sampled where it was scanned"
         notices.append(Notice("gantry_tilt", tilt))
+    if isinstance(grid, SeriesGeometry) and _far_apart(slices[0].tags, grid):
+        distance = f"lie {grid.slice_spacing:.2f} mm apart"
+        missing = f"{name}: slices {slices[0].tags.thickness_mm:g} mm thick {distance}; every second one may be missing"
+        notices.append(Notice("slices_far_apart", missing))
+    if len(scalings(slices)) > 1:
+        scaling = f"{name}: the slices differ in rescale slope, intercept or pixel format; each is scaled with its own"
+        notices.append(Notice("rescale_differs", scaling))
+    if any(header.pixels.high_bit != header.pixels.bits_stored - 1 for header in slices):
+        unusual = f"{name} has values that do not start at the lowest bit (HighBit is not BitsStored - 1)"
+        notices.append(Notice("high_bit_unusual", unusual))
     if any(header.pixels.photometric == "MONOCHROME1" for header in slices):
         notices.append(Notice("monochrome1", f"{name} asks for inverted display (MONOCHROME1); HU are used as stored"))
     if any(_pads_tissue(header) for header in slices):

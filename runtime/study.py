@@ -55,7 +55,8 @@ def read_study(folder: Path) -> Study:
     """
     found = Findings()
     _read_headers(_regular_files(folder, found.skipped), folder, found)
-    series, single = series_from_slices(found.slices, found.unusable, found.unplaced)
+    losses = not set(found.skipped).isdisjoint(SUSPICIOUS)
+    series, single = series_from_slices(found.slices, found.unusable, found.unplaced, losses=losses)
     if single:
         found.skipped["single_slice"] += single
     counts = dict(sorted(found.skipped.items()))
