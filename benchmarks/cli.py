@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.benchmarks import accuracy_commands, checkpoint_command, gpu_check
+from fourphase.benchmarks import accuracy_commands, checkpoint_command, gpu_check, hazards, mutants
 from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
 from fourphase.runtime.errors import UsageError
 
@@ -22,6 +22,8 @@ app.add_typer(gpu_check.app, name="gpu-check", help="Everything that needs a GPU
 app.command("phantom-checkpoint")(checkpoint_command.phantom_checkpoint)
 app.command("accuracy")(accuracy_commands.accuracy)
 app.command("calibration")(accuracy_commands.calibration)
+app.command("hazards")(hazards.hazards)
+app.command("mutants")(mutants.mutants)
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print only JSON on stdout.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress and no notes on stderr.")]
