@@ -33,7 +33,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
 from fourphase.runtime.console import run_app
-from fourphase.runtime.listen_status import spool_status
+from fourphase.runtime.listen.status import spool_status
 
 __all__ = ["Archive", "Plan", "measure", "study_images", "study_uid"]
 
@@ -207,7 +207,7 @@ class _Listener:
         self.spool, self._log = work / "spool", work / "log.txt"
         self.port = _free_port()
         self._command = [
-            sys.executable, "-m", "fourphase.runtime.listen_cli",
+            sys.executable, "-m", "fourphase.runtime.listen.cli",
             "--bundle", str(plan.bundle), "--spool", str(self.spool),
             "--allow", "SCANNER", "--bind", "127.0.0.1", "--port", str(self.port), "--boxes", str(work / "boxes"),
             "--send-to", f"ARCHIVE@127.0.0.1:{archive_port}", "--quiet-seconds", str(plan.quiet_s),

@@ -29,7 +29,8 @@ from fourphase.benchmarks.mutant_study import MARKER, PHASES, BaseStudy
 from fourphase.runtime import pipeline
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import FourphaseError
-from fourphase.runtime.study_archive import TMP_VARIABLE, open_study
+from fourphase.runtime.private_copy import TMP_VARIABLE
+from fourphase.runtime.study_archive import open_study
 
 __all__ = ["ALLOWED_HU", "Bench", "Verdict"]
 

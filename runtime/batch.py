@@ -11,13 +11,12 @@ import json
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fourphase.runtime.console import note, print_error, progress, say_errors_as_json, stdout_checked
+from fourphase.runtime.console import note, print_bug, print_error, progress, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import (
     GPU_LOST,
     FourphaseError,
@@ -30,7 +29,7 @@ from fourphase.runtime.pipeline import LoadedModel, StudyRequest
 from fourphase.runtime.run_outputs import Outcome, RunFiles, as_error, done_cases, run_one
 from fourphase.runtime.summary import Entry, Summary, write_summary
 
-__all__ = ["BatchOptions", "boxes_of", "check_boxes", "list_studies", "print_bug", "run_batch", "study_name"]
+__all__ = ["BatchOptions", "boxes_of", "check_boxes", "list_studies", "run_batch", "study_name"]
 
 #: Called with a study's number, its request and its error.
 Settle: TypeAlias = Callable[[int, StudyRequest, PhaseAmbiguous], None]
@@ -271,13 +270,3 @@ def _document(entry: Entry, outcome: Outcome) -> dict[str, Any]:
     body = dict(outcome.body) if outcome.body is not None else {"schema": "fourphase.error/1"}
     error = {} if entry.error is None else {"error": entry.error}
     return {"number": entry.number, "status": entry.status, **body, **error}
-
-
-def print_bug(failure: Exception) -> None:
-    """Where it happened, on stderr: our own frames and the exception's type. Its text may quote a path or a header."""
-    room = Path(__file__).parent
-    frames = [frame for frame in traceback.extract_tb(failure.__traceback__) if Path(frame.filename).parent == room]
-    print("Traceback (our frames only):", file=sys.stderr)
-    for frame in frames:
-        print(f"  runtime/{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}", file=sys.stderr)
-    print(type(failure).__name__, file=sys.stderr)

@@ -149,7 +149,7 @@ def _overrides(phases: list[str]) -> dict[str, str]:
 def _override(text: str) -> tuple[str, str]:
     name, separator, spec = text.partition("=")
     if not (name and separator and spec):
-        raise UsageError(f"--phase {text} is not PHASE=SPEC", "write for example --phase ART=3", key="phase_override")
+        raise UsageError("a --phase is not PHASE=SPEC", "write for example --phase ART=3", key="phase_override")
     return name, spec
 
 
@@ -222,6 +222,8 @@ def _end_soon_after_sigterm() -> None:
         while number := os.read(receiver, 1):
             if number[0] == signal.SIGTERM:
                 time.sleep(_GRACE_S)
+                if copies := sys.modules.get("fourphase.runtime.private_copy"):
+                    copies.remove_copies()
                 os.write(2, b"error: terminated\n  fix: run the command again\n")
                 os._exit(128 + signal.SIGTERM)
 

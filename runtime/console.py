@@ -20,7 +20,10 @@ from fourphase.runtime.errors import EnvironmentFault, FourphaseError, OutputNot
 if TYPE_CHECKING:
     import typer
 
-__all__ = ["be_quiet", "note", "print_error", "progress", "run_app", "say_errors_as_json", "stdout_checked"]
+__all__ = [
+    *("be_quiet", "note", "print_bug", "print_error", "progress", "run_app"),
+    *("say_errors_as_json", "stdout_checked"),
+]
 
 Advance = Callable[[int], None]
 
@@ -112,13 +115,13 @@ def run_app(app: typer.Typer, name: str) -> NoReturn:
         sys.exit(error.code)
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] not in _EXTRAS:
-            _exit_with_bug()
+            _exit_with_bug(error)
         fault = _missing_package(error)
         print_error(fault)
         sys.exit(fault.code)
     except Exception as error:
         if not hasattr(error, "exit_code"):
-            _exit_with_bug()
+            _exit_with_bug(error)
         _exit_with_usage(error, name)
     if code == _INTERRUPTED:
         print("error: interrupted\n  fix: run the command again", file=sys.stderr)
@@ -131,8 +134,25 @@ def _missing_package(error: ModuleNotFoundError) -> FourphaseError:
     return EnvironmentFault(f"the package {package} is not installed", cure, key="extra_missing")
 
 
-def _exit_with_bug() -> NoReturn:
-    traceback.print_exc()
+def print_bug(error: BaseException) -> None:
+    """The traceback of an exception nobody expected, on stderr: places in the code and types, what led to it first.
+
+    Its text is left out: exceptions quote paths, file names and header values, which name patients.
+    """
+    chain: list[BaseException] = []
+    one: BaseException | None = error
+    while one is not None and not any(one is known for known in chain):
+        chain.append(one)
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+    for one in reversed(chain):
+        print("Traceback (most recent call last, texts left out):", file=sys.stderr)
+        for frame in traceback.extract_tb(one.__traceback__):
+            print(f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}', file=sys.stderr)
+        print(type(one).__qualname__, file=sys.stderr)
+
+
+def _exit_with_bug(error: Exception) -> NoReturn:
+    print_bug(error)
     print("error: this is a bug in fourphase", file=sys.stderr)
     print("  fix: report it with the lines above and the output of pip list", file=sys.stderr)
     sys.exit(1)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
-import tempfile
 import time
 import zipfile
 import zlib
@@ -20,9 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from fourphase.runtime.console import note, progress
+from fourphase.runtime.console import progress
 from fourphase.runtime.dicom_file import open_regular
-from fourphase.runtime.errors import InputMissing, Notice, OutputNotWritable, PixelDataError
+from fourphase.runtime.errors import InputMissing, Notice, PixelDataError
+from fourphase.runtime.private_copy import not_writable, private_folder
 from fourphase.runtime.study_snapshot import folder_error
 from fourphase.runtime.zip_directory import (
     Limits,
@@ -36,10 +35,8 @@ from fourphase.runtime.zip_directory import (
     targets,
 )
 
-__all__ = ["TMP_VARIABLE", "Limits", "OpenedStudy", "open_study"]
+__all__ = ["Limits", "OpenedStudy", "open_study"]
 
-#: Where zips are unpacked instead of TMPDIR.
-TMP_VARIABLE = "FOURPHASE_TMP"
 
 #: What a file shows of itself: (offset, bytes). A nested archive is counted, not unpacked.
 _KINDS = {
@@ -83,12 +80,12 @@ def open_study(path: Path, *, limits: Limits | None = None) -> Iterator[OpenedSt
             incomplete or contradicts itself (archive_damaged), encrypted (archive_encrypted), of overlapping members
             (archive_overlap) or packed otherwise than deflated or stored (archive_method).
         PixelDataError (15): the content does not match its checksum (archive_corrupt); a bomb (archiveover_limits).
-        OutputNotWritable (30), key unpack_not_writable: no place to unpack it.
+        OutputNotWritable (30), key unpacknot_writable: no place to unpack it.
     """
     if os.path.isdir(path):
         yield OpenedStudy(path, "folder")
         return
-    with _opened_zip(path) as file, _temporary_folder() as folder:
+    with _opened_zip(path) as file, private_folder() as folder:
         warnings = _unpack(file, folder, limits or Limits())
         file.close()
         yield OpenedStudy(folder, "zip", warnings)
@@ -134,29 +131,6 @@ def _archive_kind(head: bytes) -> str | None:
     return "zip" if head.startswith(_ZIP_STARTS) else next(kinds, None)
 
 
-@contextmanager
-def _temporary_folder() -> Iterator[Path]:
-    """A folder for this user alone (mode 0700), removed whatever happens but SIGKILL."""
-    try:
-        folder = Path(tempfile.mkdtemp(prefix="fourphase-", dir=os.environ.get(TMP_VARIABLE) or None))
-    except OSError as error:
-        raise _not_writable(error) from None
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.exists():
-            note(f"warning: the unpacked study could not be removed; delete {folder}")
-
-
-def _not_writable(error: OSError) -> OutputNotWritable:
-    return OutputNotWritable(
-        f"the zip cannot be unpacked: {(error.strerror or type(error).__name__).lower()}",
-        f"free disk space for temporary files, or set {TMP_VARIABLE} to a folder with space that you may write to",
-        key="unpack_not_writable",
-    )
-
-
 def _unpack(file: BinaryIO, folder: Path, limits: Limits) -> tuple[Notice, ...]:
     deadline = time.monotonic() + limits.seconds
     infos = entries(file, limits)
@@ -173,7 +147,7 @@ def _unpack(file: BinaryIO, folder: Path, limits: Limits) -> tuple[Notice, ...]:
                 counts["archive_nested"] += _archive_kind(head) is not None
                 advance(1)
     except OSError as error:  # what reading raises is an InputMissing already
-        raise _not_writable(error) from None
+        raise not_writable(error) from None
     return _notices(counts)
 
 

@@ -55,7 +55,7 @@ def test_every_module_lists_its_public_names(room: str) -> None:
     for path in modules(room):
         if path.name == "__init__.py":
             continue
-        module = importlib.import_module(f"fourphase.{room}.{path.stem}")
+        module = importlib.import_module(".".join(["fourphase", *path.relative_to(ROOT).with_suffix("").parts]))
         assert module.__doc__, path.name
         for name in module.__all__:
             assert hasattr(module, name), f"{path.name}: {name}"
@@ -85,8 +85,8 @@ import fourphase.runtime
 heavy = {"torch", "onnx", "onnxruntime", "scipy"}
 loaded = heavy & set(sys.modules)
 assert not loaded, f"import fourphase.runtime loads {loaded}"
-for module in pkgutil.iter_modules(fourphase.runtime.__path__):
-    importlib.import_module(f"fourphase.runtime.{module.name}")
+for module in pkgutil.walk_packages(fourphase.runtime.__path__, "fourphase.runtime."):
+    importlib.import_module(module.name)
 loaded = {"torch", "onnx", "onnxruntime"} & set(sys.modules)
 assert not loaded, f"the run time's modules load {loaded}"
 for absent in ("torch", "onnx", "safetensors"):

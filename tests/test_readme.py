@@ -23,7 +23,9 @@ def blocks(language: str) -> list[str]:
 
 def test_the_tree_lists_every_module_once() -> None:
     listed = re.findall(r"^  ([a-z0-9_]+\.py) ", README, flags=re.MULTILINE)
-    modules = [path.name for room in ROOMS for path in sorted((ROOT / room).glob("*.py")) if path.name != "__init__.py"]
+    modules = [
+        path.name for room in ROOMS for path in sorted((ROOT / room).rglob("*.py")) if path.name != "__init__.py"
+    ]
     assert sorted(listed) == sorted(modules)
 
 

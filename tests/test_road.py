@@ -364,7 +364,8 @@ def test_several_studies_one_of_them_bad(case: Path, copied: Path, bundle: Path,
 
 def test_phantoms_run_as_they_are_written(case: Path, bundle: Path, result: dict[str, Any], tmp_path: Path) -> None:
     """DIR/<case>/dicom with DIR/<case>/lesion_box.json is what `fp-bench phantom -o DIR` leaves; twice: done before."""
-    line: list[str | Path] = ["--each", case.parent, "--box", "lesion_box.json", "--bundle", bundle, "--output", tmp_path / "results"]
+    line: list[str | Path] = ["--each", case.parent, "--box", "lesion_box.json", "--bundle", bundle]
+    line += ["--output", tmp_path / "results"]
     for status in ("done", "skipped"):
         outcome = command("runtime", *line, "--json", "--quiet")
         assert outcome.returncode == 0, outcome.stderr

@@ -214,7 +214,7 @@ def test_results_go_to_stdout_also_beside_a_bar(untold: Path, bundle: Path) -> N
 def test_shift_and_preview_are_printed_only_if_they_are_there(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = result(box={"min": [0, 0, 0], "max": [1, 1, 1], "margin_mm": 10, "source": "json"})
+    plain = result(box={"min": [0, 0, 0], "max": [1, 1, 1], "margin_mm": 10, "source": "json"}, breathing={})
     print_result(plain)
     text = capsys.readouterr().out
     assert "shift" not in text

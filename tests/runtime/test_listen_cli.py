@@ -19,13 +19,13 @@ import pytest
 from pydicom import dcmread
 
 from fourphase.benchmarks.listen_load import Plan, measure
-from fourphase.runtime import listen_service
 from fourphase.runtime.errors import IntegrityError
-from fourphase.runtime.listen_config import ListenOptions
-from fourphase.runtime.listen_log import EventLog
-from fourphase.runtime.listen_outbox import Outbox
-from fourphase.runtime.listen_spool import Spool
-from fourphase.runtime.listen_status import spool_status
+from fourphase.runtime.listen import service as listen_service
+from fourphase.runtime.listen.config import ListenOptions
+from fourphase.runtime.listen.log import EventLog
+from fourphase.runtime.listen.outbox import Outbox
+from fourphase.runtime.listen.spool import Spool
+from fourphase.runtime.listen.status import spool_status
 from tests.support.dicom import uid, write_phases
 from tests.support.listen import LEFT_OPEN, unused_port
 from tests.support.tiny_bundle import write_tiny
@@ -53,7 +53,7 @@ class Site:
         box.write_text(BOX)
         os.utime(box, (1, 1))
         self.command = [
-            sys.executable, "-m", "fourphase.runtime.listen_cli", "--bundle", str(bundle), "--spool", str(self.spool),
+            sys.executable, "-m", "fourphase.runtime.listen.cli", "--bundle", str(bundle), "--spool", str(self.spool),
             "--allow", "SCANNER", "--bind", "127.0.0.1", "--port", str(self.port), "--boxes", str(boxes),
             "--quiet-seconds", "1", "--backend", "onnxruntime", *more,
         ]  # fmt: skip
@@ -166,7 +166,7 @@ def test_once_ends_by_itself_and_a_second_process_is_kept_out(tmp_path: Path, bu
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fourphase.runtime.listen_cli", *arguments]
+    command = [sys.executable, "-m", "fourphase.runtime.listen.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 

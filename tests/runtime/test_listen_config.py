@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourphase.runtime.errors import FourphaseError, InputMissing, UsageError
-from fourphase.runtime.listen_box import find_box
-from fourphase.runtime.listen_cli import app
-from fourphase.runtime.listen_config import ListenOptions, client_tls, read_config, resolve_options, server_tls
-from fourphase.runtime.listen_log import plain
+from fourphase.runtime.listen.box import find_box
+from fourphase.runtime.listen.cli import app
+from fourphase.runtime.listen.config import ListenOptions, client_tls, read_config, resolve_options, server_tls
+from fourphase.runtime.listen.log import plain
 
 
 def config(folder: Path, text: str) -> Path:

@@ -16,10 +16,10 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 
-from fourphase.runtime import listen_sender
 from fourphase.runtime.errors import OutputNotWritable, UsageError
-from fourphase.runtime.listen_outbox import Outbox
-from fourphase.runtime.listen_sender import Peer, Sender, parse_peer
+from fourphase.runtime.listen import sender as listen_sender
+from fourphase.runtime.listen.outbox import Outbox
+from fourphase.runtime.listen.sender import Peer, Sender, parse_peer
 from tests.support.dicom import file_bytes, uid
 from tests.support.listen import LEFT_OPEN, Log, unused_port
 

@@ -23,10 +23,10 @@ import pytest
 from pydicom import dcmread
 from pydicom.uid import JPEGLosslessSV1, RLELossless
 
-from fourphase.runtime.listen_config import resolve_options, server_tls
-from fourphase.runtime.listen_guard import Limits
-from fourphase.runtime.listen_server import Address, Receiver
-from fourphase.runtime.listen_spool import Spool
+from fourphase.runtime.listen.config import resolve_options, server_tls
+from fourphase.runtime.listen.guard import Limits
+from fourphase.runtime.listen.server import Address, Receiver
+from fourphase.runtime.listen.spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid, write_phases
 from tests.support.listen import LEFT_OPEN, SCANNER, Log, association, ct_image, rtstruct, send
 

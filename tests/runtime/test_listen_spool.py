@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydicom import config, dcmread
 
-from fourphase.runtime import listen_files, listen_spool
 from fourphase.runtime.errors import OutputNotWritable
-from fourphase.runtime.listen_instance import Refused, read_identity
-from fourphase.runtime.listen_spool import Spool
-from fourphase.runtime.listen_state import StudyState, read_state, write_state
+from fourphase.runtime.listen import files as listen_files
+from fourphase.runtime.listen import spool as listen_spool
+from fourphase.runtime.listen.instance import Refused, read_identity
+from fourphase.runtime.listen.spool import Spool
+from fourphase.runtime.listen.state import StudyState, read_state, write_state
 from tests.support.dicom import file_bytes, uid
 from tests.support.listen import ct_image, keep, rtstruct
 
@@ -98,7 +99,7 @@ def test_a_crash_while_keeping_loses_only_what_was_not_acknowledged(
     spool = opened(tmp_path)
     keep(spool, ct_image())
     target = {"mkdir": "Entry", "state": "write_state", "rename": "os.replace", "sync": "sync_folder"}[step]
-    monkeypatch.setattr(f"fourphase.runtime.listen_spool.{target}", killed_at_last if step == "sync" else killed)
+    monkeypatch.setattr(f"fourphase.runtime.listen.spool.{target}", killed_at_last if step == "sync" else killed)
     with pytest.raises(Killed):
         keep(spool, ct_image(1, StudyInstanceUID=uid("other"), SOPInstanceUID=uid("other image")))
     monkeypatch.undo()

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from fourphase.runtime import listen_results, listen_worker
 from fourphase.runtime.atomic import write_file
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import (
@@ -23,10 +22,12 @@ from fourphase.runtime.errors import (
     OutputNotWritable,
     PhaseMissing,
 )
-from fourphase.runtime.listen_outbox import Outbox
-from fourphase.runtime.listen_spool import Spool
-from fourphase.runtime.listen_status import spool_status
-from fourphase.runtime.listen_worker import MOST_ATTEMPTS, RETRY_MARK, Rules, Worker
+from fourphase.runtime.listen import results as listen_results
+from fourphase.runtime.listen import worker as listen_worker
+from fourphase.runtime.listen.outbox import Outbox
+from fourphase.runtime.listen.spool import Spool
+from fourphase.runtime.listen.status import spool_status
+from fourphase.runtime.listen.worker import MOST_ATTEMPTS, RETRY_MARK, Rules, Worker
 from fourphase.runtime.pipeline import LoadedModel, PreparedStudy, StudyRequest, load_model, run_study
 from fourphase.runtime.result import StudyResult
 from tests.support.dicom import uid, write_phases

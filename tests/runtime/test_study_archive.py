@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from fourphase.runtime import study_archive
 from fourphase.runtime.errors import FourphaseError, InputMissing, NoUsableCT, OutputNotWritable, PixelDataError
+from fourphase.runtime.private_copy import TMP_VARIABLE
 from fourphase.runtime.study import read_study
-from fourphase.runtime.study_archive import TMP_VARIABLE, Limits, OpenedStudy, open_study
+from fourphase.runtime.study_archive import Limits, OpenedStudy, open_study
 from tests.support.dicom import file_bytes, slice_dataset, stored_values, write_phases
 
 Entries = dict[str, bytes]

@@ -16,9 +16,9 @@ from pydicom.dataset import Dataset
 from pynetdicom import AE
 from pynetdicom.association import Association
 
-from fourphase.runtime.listen_instance import read_identity
-from fourphase.runtime.listen_log import EventLog
-from fourphase.runtime.listen_spool import Spool
+from fourphase.runtime.listen.instance import read_identity
+from fourphase.runtime.listen.log import EventLog
+from fourphase.runtime.listen.spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid
 
 __all__ = ["CT", "LEFT_OPEN", "SCANNER", "Log", "association", "ct_image", "keep", "rtstruct", "send", "unused_port"]

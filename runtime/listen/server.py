@@ -1,7 +1,7 @@
 """The C-STORE and C-ECHO receiver of `fp-listen` (pynetdicom): one instance after the other into the spool, or refused.
 
 Success is answered when the instance is on disk under its final name. Only configured calling AE titles are served;
-what a connection may cost is bounded (see listen_guard), and a TLS handshake holds up nobody else. Which studies are
+what a connection may cost is bounded (see `guard`), and a TLS handshake holds up nobody else. Which studies are
 run is the worker's question. It needs the extra [listen].
 """
 
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fourphase.runtime.errors import EnvironmentFault
-from fourphase.runtime.listen_guard import Guard, Limits, Traffic
-from fourphase.runtime.listen_instance import IGNORED, KINDS, TRANSFER_SYNTAXES, Refused, limit_of, read_identity
-from fourphase.runtime.listen_log import EventLog
-from fourphase.runtime.listen_spool import Spool
+from fourphase.runtime.listen.guard import Guard, Limits, Traffic
+from fourphase.runtime.listen.instance import IGNORED, KINDS, TRANSFER_SYNTAXES, Refused, limit_of, read_identity
+from fourphase.runtime.listen.log import EventLog
+from fourphase.runtime.listen.spool import Spool
 
 if TYPE_CHECKING:
     from pynetdicom.ae import ApplicationEntity

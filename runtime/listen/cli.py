@@ -78,7 +78,7 @@ def listen(
     """
     flags = {name: value for name, value in locals().items() if name not in _NO_OPTIONS}
     be_quiet(True)  # progress bars are for people; events are logged
-    from fourphase.runtime.listen_config import resolve_options
+    from fourphase.runtime.listen.config import resolve_options
 
     if once:
         flags["max_studies"] = 1
@@ -90,7 +90,7 @@ def listen(
         _ask_for_retry(options.spool)
         if options.bundle is None:
             return
-    from fourphase.runtime.listen_service import serve
+    from fourphase.runtime.listen.service import serve
 
     serve(options, quiet)
 
@@ -111,7 +111,7 @@ def main() -> None:
 
 
 def _print_status(spool: Path) -> None:
-    from fourphase.runtime.listen_status import spool_status
+    from fourphase.runtime.listen.status import spool_status
 
     with stdout_checked():
         print(json.dumps(spool_status(spool)))
@@ -119,7 +119,7 @@ def _print_status(spool: Path) -> None:
 
 def _ask_for_retry(spool: Path) -> None:
     from fourphase.runtime.atomic import write_file
-    from fourphase.runtime.listen_worker import RETRY_MARK
+    from fourphase.runtime.listen.worker import RETRY_MARK
 
     if not (spool / "studies").is_dir():
         raise UsageError("there is no spool", "give the --spool DIR of fp-listen", key="listen_spool")

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourphase.runtime.errors import InputMissing, UsageError
-from fourphase.runtime.listen_config import ListenOptions, client_tls, server_tls
-from fourphase.runtime.listen_guard import Limits
-from fourphase.runtime.listen_log import EventLog, silence_libraries
-from fourphase.runtime.listen_outbox import Outbox
-from fourphase.runtime.listen_sender import Sender, parse_peer
-from fourphase.runtime.listen_server import Address, Receiver
-from fourphase.runtime.listen_spool import Spool
-from fourphase.runtime.listen_worker import Rules, Worker
+from fourphase.runtime.listen.config import ListenOptions, client_tls, server_tls
+from fourphase.runtime.listen.guard import Limits
+from fourphase.runtime.listen.log import EventLog, silence_libraries
+from fourphase.runtime.listen.outbox import Outbox
+from fourphase.runtime.listen.sender import Sender, parse_peer
+from fourphase.runtime.listen.server import Address, Receiver
+from fourphase.runtime.listen.spool import Spool
+from fourphase.runtime.listen.worker import Rules, Worker
 from fourphase.runtime.locks import locked
 
 if TYPE_CHECKING:

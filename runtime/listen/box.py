@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourphase.runtime.errors import BoxInvalid
-from fourphase.runtime.listen_instance import BOX_KINDS
+from fourphase.runtime.listen.instance import BOX_KINDS
 
 __all__ = ["FoundBox", "box_signature", "find_box"]
 

@@ -1,4 +1,4 @@
-"""Small steps on files that `listen_spool` is made of: synced writing, listings, the salt."""
+"""Small steps on files that `spool` is made of: synced writing, listings, the salt."""
 
 from __future__ import annotations
 

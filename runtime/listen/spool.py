@@ -2,7 +2,7 @@
 
     SPOOL/salt                       makes the names below
     SPOOL/incoming/                  instances being written; emptied at the start
-    SPOOL/studies/KEY/state.json     see listen_state
+    SPOOL/studies/KEY/state.json     see `state`
     SPOOL/studies/KEY/error.json     of a failed study
     SPOOL/studies/KEY/instances/SOP-CONTENT.KIND.dcm
     SPOOL/work/KEY/                  hard links to what a run reads; emptied at the start
@@ -29,7 +29,7 @@ from typing import Any
 
 from fourphase.runtime.atomic import write_file
 from fourphase.runtime.errors import OutputNotWritable
-from fourphase.runtime.listen_files import (
+from fourphase.runtime.listen.files import (
     SMALLEST,
     listing,
     not_writable,
@@ -38,8 +38,8 @@ from fourphase.runtime.listen_files import (
     sync_folder,
     write_synced,
 )
-from fourphase.runtime.listen_instance import OUT_OF_RESOURCES, Identity, Refused
-from fourphase.runtime.listen_state import StudyState, read_state, write_state
+from fourphase.runtime.listen.instance import OUT_OF_RESOURCES, Identity, Refused
+from fourphase.runtime.listen.state import StudyState, read_state, write_state
 
 __all__ = ["Entry", "Spool"]
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourphase.runtime.errors import FourphaseError, UsageError
-from fourphase.runtime.listen_log import EventLog
-from fourphase.runtime.listen_outbox import Outbox
+from fourphase.runtime.listen.log import EventLog
+from fourphase.runtime.listen.outbox import Outbox
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

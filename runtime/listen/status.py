@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fourphase.runtime.errors import InputMissing
-from fourphase.runtime.listen_files import listing
-from fourphase.runtime.listen_state import STATES, read_state
+from fourphase.runtime.listen.files import listing
+from fourphase.runtime.listen.state import STATES, read_state
 
 __all__ = ["spool_status"]
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fourphase.runtime.errors import GPU_LOST, EnvironmentFault, FourphaseError, MachineError
-from fourphase.runtime.listen_box import FoundBox, box_signature, find_box
-from fourphase.runtime.listen_log import EventLog
-from fourphase.runtime.listen_outbox import Outbox
-from fourphase.runtime.listen_results import Written, run_key, write_outcome
-from fourphase.runtime.listen_spool import Entry, Spool
+from fourphase.runtime.listen.box import FoundBox, box_signature, find_box
+from fourphase.runtime.listen.log import EventLog
+from fourphase.runtime.listen.outbox import Outbox
+from fourphase.runtime.listen.results import Written, run_key, write_outcome
+from fourphase.runtime.listen.spool import Entry, Spool
 
 if TYPE_CHECKING:
     from fourphase.runtime.pipeline import LoadedModel, PreparedStudy, StudyRequest

@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fourphase.runtime.atomic import write_file
-from fourphase.runtime.listen_files import listing, not_writable
+from fourphase.runtime.listen.files import listing, not_writable
 
 __all__ = ["Outbox"]
 
