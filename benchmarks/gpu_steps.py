@@ -122,11 +122,12 @@ def _built_for(target: str) -> dict[str, Any]:
 
 
 def _torch_steps(where: Mapping[str, Any]) -> list[Step]:
-    from fourphase.benchmarks.networks import NETWORKS
+    """Ours and the baselines, every one at batch 1 before any at the larger one: time may run out. No ablation rows."""
+    from fourphase.benchmarks.networks import BASELINES, OURS
 
     function = f"{_ROOM}.torch_latency:measure_network"
     return [
         Step(f"torch/{name}/{batch}", function, {"network": name, "batch": batch, **where})
-        for name in NETWORKS
         for batch in (1, BATCH)
+        for name in (*list(OURS)[:2], *BASELINES)
     ]

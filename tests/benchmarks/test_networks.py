@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fourphase.benchmarks.networks import (
+    BASELINES,
     NETWORKS,
     TINY,
     Scale,
@@ -46,11 +47,60 @@ def test_every_network_runs_at_every_batch_and_is_the_same_each_time(name: str) 
     assert len(studies) == 3
     assert not module.training
     with torch.no_grad():
-        together = module(studies)
+        together = logits(module, studies)
+        assert together.shape == (3, 2)
         for index, study in enumerate(studies):
-            alone = module(study[None])
-            torch.testing.assert_close(alone[0], together[0][index : index + 1], atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(again(studies), together)
+            torch.testing.assert_close(logits(module, study[None])[0], together[index], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(logits(again, studies), together)
+    assert float(together.std(dim=0).max()) > 1e-3  # it tells random studies apart
+
+
+def logits(module: torch.nn.Module, studies: torch.Tensor) -> torch.Tensor:
+    """Ours give phase_logits beside them."""
+    outputs = module(studies)
+    first: torch.Tensor = outputs if isinstance(outputs, torch.Tensor) else outputs[0]
+    return first
+
+
+def test_the_names_are_those_of_reports() -> None:
+    assert list(NETWORKS) == [
+        "four-phase", "four-phase-shared", "four-phase-backbone", "four-phase-spm", "four-phase-miff",
+        "four-phase-nc-art-pv", "four-phase-nc-art-dl",
+        "resnet3d-18-s122", "resnet3d-18-s222", "resnet3d-18-medicalnet", "densenet3d-121",
+        "stic", "mexpale", "transmed", "tdn",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_a_baselines_activations_are_settled(name: str) -> None:
+    """On studies that it was not settled on, every layer with weights puts out numbers of the size of 1."""
+    module, studies = NETWORKS[name](TINY, 2)
+    largest: dict[str, float] = {}
+    for path, layer in module.named_modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(
+                lambda _, __, output, path=path: largest.update(
+                    {path: float((output if isinstance(output, torch.Tensor) else output[0]).abs().max())}
+                )
+            )
+    with torch.no_grad():
+        module(studies)
+    assert max(largest.values()) < 50
+    assert max(largest.values()) > 1
+
+
+def test_dropout_does_not_count_while_statistics_are_taken() -> None:
+    dropped = torch.nn.Sequential(torch.nn.Dropout(0.9), torch.nn.BatchNorm1d(3))
+    examples = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
+    settled(dropped, examples)
+    torch.testing.assert_close(dropped[1].running_var, examples.var(dim=0))
+
+
+def test_on_the_meta_device_nothing_is_settled() -> None:
+    with torch.device("meta"):
+        module, study = NETWORKS["resnet3d-18-s122"](TINY, 2)
+    assert study.is_meta
+    assert not module.training
 
 
 def test_activations_are_settled() -> None:
