@@ -223,7 +223,7 @@ class _Batch:
         try:
             self._save()
         finally:
-            self._show(outcome)
+            self._show_safely(outcome)
         for failure, error in zip(outcome.failures, errors, strict=True):
             if error.key == GPU_LOST:
                 raise error
@@ -248,6 +248,15 @@ class _Batch:
     def _save(self) -> None:
         if self._files.folder is not None:
             write_summary(self.summary, self._files.folder)
+
+    def _show_safely(self, outcome: Outcome) -> None:
+        """The result is written: that it cannot be printed for a person does not stop the studies after it."""
+        try:
+            self._show(outcome)
+        except FourphaseError:
+            raise
+        except Exception as error:
+            print_bug(error)
 
     def _show(self, outcome: Outcome) -> None:
         if self._options.json or outcome.body is None:

@@ -15,6 +15,7 @@ import numpy as np
 from fourphase.runtime.box_file import ROUNDING_MM, SMALLEST_MM, LesionBox, box_invalid, hull, read_box
 from fourphase.runtime.errors import GeometryRefused, MixedStudies, Notice
 from fourphase.runtime.geometry import Region, SeriesGeometry, slice_gaps
+from fourphase.runtime.phase_tokens import CLASSES
 from fourphase.runtime.series import Series
 
 __all__ = ["FittedBox", "LesionBox", "check_coverage", "fit_box", "read_box"]
@@ -58,7 +59,7 @@ def fit_box(box: LesionBox, series_by_phase: Mapping[str, Series]) -> FittedBox:
     _check_identity(box, series_by_phase)
     drawn_on = tuple(phase for phase, series in series_by_phase.items() if series.uid and series.uid in box.series_uids)
     warnings = [*box.warnings, *_drawing_notices(box, drawn_on)]
-    warnings += [] if box.by_phase else _check_frames(box, series_by_phase)
+    warnings += _check_phase_boxes(box, series_by_phase) if box.by_phase else _check_frames(box, series_by_phase)
     if box.volume is not None:
         _check_not_mirrored(box.volume, [series.geometry.bounds() for series in series_by_phase.values()])
     given = {phase: _region_of_phase(box, phase) for phase in series_by_phase}
@@ -72,6 +73,20 @@ def fit_box(box: LesionBox, series_by_phase: Mapping[str, Series]) -> FittedBox:
         message = "the lesion box reaches beyond the scanned volume by {:.1f}, {:.1f}, {:.1f} mm (x, y, z)"
         warnings.append(Notice("box_clipped", message.format(*clipped)))
     return FittedBox(hull(fitted), fitted, clipped, box.source, tuple(warnings), drawn_on)
+
+
+def _check_phase_boxes(box: LesionBox, series_by_phase: Mapping[str, Series]) -> list[Notice]:
+    """Boxes per phase need no common frame of reference; but what they name must be this study's.
+
+    Raises: BoxInvalid.
+    """
+    if set(box.by_phase) - {*CLASSES, *series_by_phase}:
+        known = ", ".join(series_by_phase)
+        raise box_invalid('has "phases" of another name', "box_phase_unknown", f"the model's phases are {known}")
+    frames = {series.frame_of_reference_uid for series in series_by_phase.values()}
+    if box.frame_of_reference_uid and frames - {"", box.frame_of_reference_uid}:
+        raise box_invalid("was drawn in another frame of reference", "box_frame_of_reference", "give this study's box")
+    return []
 
 
 def _check_identity(box: LesionBox, series_by_phase: Mapping[str, Series]) -> None:

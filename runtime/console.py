@@ -193,9 +193,10 @@ def _on_signal(number: int, frame: FrameType | None) -> NoReturn:
 
 def _print_table(rows: tuple[dict[str, str], ...]) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*rows[0])
     for row in rows:
-        table.add_row(*row.values())
+        table.add_row(*map(escape, row.values()))
     Console(stderr=True).print(table)

@@ -17,7 +17,7 @@ from pathlib import Path
 from fourphase.runtime.console import note
 from fourphase.runtime.errors import OutputNotWritable
 
-__all__ = ["TMP_VARIABLE", "not_writable", "private_folder", "remove_copies"]
+__all__ = ["TMP_VARIABLE", "not_writable", "private_folder", "remove_copies", "sweep_copies"]
 
 #: Where zips are unpacked instead of TMPDIR.
 TMP_VARIABLE = "FOURPHASE_TMP"
@@ -30,8 +30,7 @@ _ABANDONED_S = 60.0
 def private_folder() -> Iterator[Path]:
     """A folder for this user alone (mode 0700), removed at the end; what SIGKILL leaves, the next run removes."""
     try:
-        root = os.environ.get(TMP_VARIABLE) or tempfile.gettempdir()
-        _sweep(root)
+        root = _root()
         folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=root))
         _copies.add(folder)
         lock = _locked(str(folder))
@@ -58,10 +57,20 @@ def remove_copies() -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sweep(root: str) -> None:
-    """Removes the copies whose processes are gone: they are a patient's data. Only what this user made."""
-    with os.scandir(root) as entries:
-        copies = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
+def _root() -> str:
+    return os.environ.get(TMP_VARIABLE) or tempfile.gettempdir()
+
+
+def sweep_copies() -> None:
+    """Removes the copies whose processes are gone: they are a patient's data. Only what this user made.
+
+    Those younger than a minute are left for a later run: they may be in the making.
+    """
+    with suppress(OSError), os.scandir(_root()) as entries:
+        _remove([entry.path for entry in entries if entry.name.startswith(_PREFIX)])
+
+
+def _remove(copies: list[str]) -> None:
     for path in copies:
         with suppress(OSError):
             status = os.lstat(path)
@@ -91,5 +100,5 @@ def not_writable(error: OSError) -> OutputNotWritable:
     return OutputNotWritable(
         f"the zip cannot be unpacked: {(error.strerror or type(error).__name__).lower()}",
         f"free disk space for temporary files, or set {TMP_VARIABLE} to a folder with space that you may write to",
-        key="unpacknot_writable",
+        key="unpack_not_writable",
     )

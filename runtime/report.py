@@ -74,5 +74,5 @@ def _phase_table(result: StudyResult) -> Table:
     table = Table("phase", "series", "slices", "evidence")
     for phase, record in result.phases.items():
         number = "-" if record.series_number is None else str(record.series_number)
-        table.add_row(phase, number, str(record.slices), ", ".join(record.evidence))
+        table.add_row(phase, number, str(record.slices), escape(", ".join(record.evidence)))
     return table

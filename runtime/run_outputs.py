@@ -131,7 +131,7 @@ def run_one(
             if files.folder is not None:
                 asked = _request_hash(model, request)
                 body = _done_before(files.folder, files, asked, done or {})
-                if body is not None:
+                if body is not None and files.input is None:  # the network's input is never kept
                     return Outcome(body, None, asked, skipped=True)
             with open_study(request.folder) as opened:
                 opened_request = replace(request, folder=opened.folder)

@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 from fourphase.runtime.console import progress
 from fourphase.runtime.dicom_file import open_regular
 from fourphase.runtime.errors import InputMissing, Notice, PixelDataError
-from fourphase.runtime.private_copy import not_writable, private_folder
+from fourphase.runtime.private_copy import not_writable, private_folder, sweep_copies
 from fourphase.runtime.study_snapshot import folder_error
 from fourphase.runtime.zip_directory import (
     Limits,
@@ -79,9 +79,10 @@ def open_study(path: Path, *, limits: Limits | None = None) -> Iterator[OpenedSt
         InputMissing (10): nothing there; another kind of file (key archive_unsupported, single_file); a zip that is
             incomplete or contradicts itself (archive_damaged), encrypted (archive_encrypted), of overlapping members
             (archive_overlap) or packed otherwise than deflated or stored (archive_method).
-        PixelDataError (15): the content does not match its checksum (archive_corrupt); a bomb (archiveover_limits).
-        OutputNotWritable (30), key unpacknot_writable: no place to unpack it.
+        PixelDataError (15): the content does not match its checksum (archive_corrupt); a bomb (archive_over_limits).
+        OutputNotWritable (30), key unpack_not_writable: no place to unpack it.
     """
+    sweep_copies()
     if os.path.isdir(path):
         yield OpenedStudy(path, "folder")
         return

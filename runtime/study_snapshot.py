@@ -197,7 +197,7 @@ def request_hash(study_sha256: str, box: bytes, options: Mapping[str, str]) -> s
         box: the content of the box file.
         options: name -> value of everything else, left out where not given: "label", "roi", "phase.NC" and so on for
             each override, "site" (sha256 of the site's phases.toml), "bundle" (its sha256), "precision", "backend",
-            "require_backend", "preprocess", "version" (fourphase's). The order does not count.
+            "preprocess", "version" (fourphase's). The order does not count.
     """
     request = {
         "schema": "fourphase.request/1",

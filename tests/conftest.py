@@ -13,10 +13,18 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fourphase.runtime.console import be_quiet, say_errors_as_json
 from fourphase.runtime.cuda import probe
 
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_console() -> None:
+    """A command that a test ran in this process with --quiet or --json leaves that behind."""
+    be_quiet(False)
+    say_errors_as_json(False)
 
 
 def pytest_configure() -> None:

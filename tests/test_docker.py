@@ -61,7 +61,7 @@ def problems(text: str) -> list[str]:
     told = dict(final)
     runs = " ".join(rest for kind, rest in (*build, *final) if kind == "RUN")
     needed = {*section("tool.setuptools.package-dir").values(), section("project")["readme"]}
-    files = {name.strip('"') for name in needed} | {"pyproject.toml", "LICENSE", "constraints.txt"}
+    files = {name.strip('"').partition("/")[0] for name in needed} | {"pyproject.toml", "LICENSE", "constraints.txt"}
     tags = [image.rpartition(":")[2] for image in images]
     releases = {tag.partition("-")[0] for tag in tags}
     extras = set(re.findall(r"'\.\[([\w,]+)\]'", runs))

@@ -76,6 +76,13 @@ def test_boxes_per_phase(tmp_path: Path) -> None:
     assert read.region == Region((-1, 0, 0), (5, 5, 9))
 
 
+def test_a_box_for_all_beside_boxes_per_phase_must_hold_just_them(tmp_path: Path) -> None:
+    phases_ = {"NC": {"min": [0, 0, 0], "max": [5, 5, 5]}, "ART": {"min": [-1, 0, 0], "max": [4, 5, 9]}}
+    whole = {"space": "LPS_mm", "min": [-1, 0, 0], "max": [5, 5, 9], "phases": phases_}
+    assert read_box(write_json(tmp_path, whole), None).region == Region((-1, 0, 0), (5, 5, 9))
+    assert invalid(write_json(tmp_path, {**whole, "max": [5, 5, 8]})).key == "box_schema"
+
+
 @pytest.mark.parametrize(
     ("key", "change"),
     [
@@ -353,6 +360,19 @@ def test_box_outside_is_16(tmp_path: Path, shift: tuple[float, float, float]) ->
     low, high = np.array([-5, -5, 5]) + shift, np.array([5, 5, 12]) + shift
     with pytest.raises(BoxInvalid, match="outside the volume scanned in phase NC"):
         fit_box(LesionBox(Region.of(low, high), "json"), phases(tmp_path))
+
+
+def test_boxes_per_phase_are_held_to_the_study_too(tmp_path: Path) -> None:
+    series = phases(tmp_path)
+    region = Region((-4, -5, 4), (3, 5, 12))
+    every = dict.fromkeys(series, region)
+    with pytest.raises(BoxInvalid) as frame:
+        fit_box(LesionBox(region, "json", by_phase=every, frame_of_reference_uid="9.9.9"), series)
+    with pytest.raises(BoxInvalid) as name:
+        fit_box(LesionBox(region, "json", by_phase={**every, "ARTERIAL": region}), series)
+    assert (frame.value.key, name.value.key) == ("box_frame_of_reference", "box_phase_unknown")
+    three = {phase: one for phase, one in series.items() if phase != "DL"}
+    assert set(fit_box(LesionBox(region, "json", by_phase=every), three).by_phase) == set(three)
 
 
 def test_box_is_clipped_to_what_all_phases_share(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from fourphase.runtime.preprocess import VoxelWindow
 from fourphase.runtime.series import Series
 from fourphase.runtime.slices import SampledRegion
 from fourphase.runtime.study import read_study
-from fourphase.runtime.translation import best_translation, edge_field, make_template
+from fourphase.runtime.translation import EdgeField, best_translation, edge_field, make_template
 from tests.support.dicom import DESCRIPTIONS, stored_values, write_phases, write_series
 from tests.support.moving_volumes import LESION_MM, moving_body, write_moving_phases
 
@@ -85,7 +85,7 @@ def test_the_liver_moves_and_the_wall_does_not(tmp_path: Path, z: float) -> None
     assert {notice.key for notice in result.warnings} <= {"breathing_shift"}
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, derandomize=True)
 @given(st.tuples(st.floats(-12, 12), st.floats(-12, 12), st.floats(-26, 26)), st.sampled_from(["NC", "ART", "DL"]))
 def test_any_offset_of_a_series_is_recovered(
     still: dict[str, Series], by: tuple[float, float, float], phase: str
@@ -325,7 +325,7 @@ def test_small_and_huge_boxes(still: dict[str, Series], extent: tuple[float, flo
 # ---- the comparison itself
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, derandomize=True)
 @given(st.tuples(st.integers(-4, 4), st.integers(-3, 3), st.integers(-2, 2)), st.booleans())
 def test_whole_voxels_are_exact_also_with_bright_and_dark_swapped(by: tuple[int, int, int], swapped: bool) -> None:
     """A volume rolled by whole voxels, and its negative (what enhancement does to an edge)."""
@@ -344,22 +344,27 @@ def test_whole_voxels_are_exact_also_with_bright_and_dark_swapped(by: tuple[int,
     assert match.score > 0.95
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.tuples(*[st.floats(-6, 6)] * 3))
-def test_parts_of_a_voxel(by: tuple[float, float, float]) -> None:
-    """The body as a formula, sampled at 4 mm, displaced by any amount: a third of a voxel."""
+def test_parts_of_a_voxel() -> None:
+    """The body as a formula, sampled at 4 mm, displaced by any amount: mostly a tenth of a voxel off, never half.
+
+    Without refinement between voxels the median of the largest error of three axes is about 1.5 mm.
+    """
     axis = np.arange(-16, 16) * 4.0
-    still, other = (
-        moving_body("PV", axis, axis[:, None], axis[:, None, None], shift, wall_moves=True).astype(np.float32)
-        for shift in ((0, 0, 0), by)
-    )
-    nowhere = np.zeros(still.shape, bool)
-    field = edge_field(still, nowhere, 4.0)
-    template = make_template(field, np.ones(field.valid.shape, bool), (4, 4, 4))
+
+    def field_of(shift: tuple[float, ...]) -> EdgeField:
+        body = moving_body("PV", axis, axis[:, None], axis[:, None, None], shift, wall_moves=True)
+        return edge_field(body.astype(np.float32), np.zeros(body.shape, bool), 4.0)
+
+    still = field_of((0.0, 0.0, 0.0))
+    template = make_template(still, np.ones(still.valid.shape, bool), (4, 4, 4))
     assert template is not None
-    match = best_translation(template, edge_field(other, nowhere, 4.0), 2.0)
-    assert match is not None
-    np.testing.assert_allclose(np.array(match.shift) * 4, by[::-1], atol=1.25)
+    errors = []
+    for by in np.random.default_rng(1).uniform(-6, 6, (40, 3)):
+        match = best_translation(template, field_of(tuple(by)), 2.0)
+        assert match is not None
+        errors.append(np.abs(np.array(match.shift) * 4 - by[::-1]).max())
+    assert np.median(errors) < 0.5
+    assert max(errors) < 2.0
 
 
 def test_what_was_not_scanned_has_no_edges() -> None:

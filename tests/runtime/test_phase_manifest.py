@@ -6,15 +6,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fourphase.runtime.console import print_error
 from fourphase.runtime.errors import InputMissing, PhaseAmbiguous, PhaseMissing, UsageError
 from fourphase.runtime.phase_manifest import SCHEMA, PhaseManifest, SiteRule, read_manifest
 from fourphase.runtime.phases import PhaseMatch, assign_phases
+from fourphase.runtime.report import print_result
+from fourphase.runtime.result import PhaseRecord
 from fourphase.runtime.study import read_study
+from tests.runtime.test_result import result
 from tests.support.dicom import write_phases
 
 PHASES = ("NC", "ART", "PV", "DL")
 #: What a site calls its phases; none of it is a word of ours. "Oberbauch B" is the delayed one here.
 NAMES = {"NC": "Oberbauch D", "ART": "Oberbauch_A 2.5", "PV": "Oberbauch Ç", "DL": "OBERBAUCH B"}
+BOX = {"min": [0, 0, 0], "max": [1, 1, 1], "margin_mm": 10, "source": "json"}
 RULES = """
 [NC]
 descriptions = ["oberbauch d"]
@@ -147,3 +152,13 @@ def test_any_bytes_are_a_file_or_2(tmp_path_factory: pytest.TempPathFactory, raw
 
 def test_an_empty_description_fits_nothing() -> None:
     assert PhaseManifest((SiteRule("ART", "a*"),)).rule_for("") is None
+
+
+def test_a_pattern_that_looks_like_markup_is_printed_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """rich would take [/a] for the end of a style, and fail."""
+    print_result(result(phases={"NC": PhaseRecord("1.2", 1, 8, ("site:*[/a]nc[b]*",))}, box=BOX))
+    assert "site:*[/a]nc[b]*" in capsys.readouterr().out
+    print_error(PhaseAmbiguous("which", "this", table=[{"evidence": "site:[/x]"}]))
+    assert "site:[/x]" in capsys.readouterr().err
