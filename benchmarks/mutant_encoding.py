@@ -5,19 +5,14 @@ The pixels come uncompressed in little endian; nothing else of the data set is t
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, get_frame
+from pydicom.encaps import encapsulate
 from pydicom.filebase import DicomBytesIO
 from pydicom.filewriter import dcmwrite
-from pydicom.uid import UID, CTImageStorage, RLELossless
+from pydicom.uid import UID
 
-from fourphase.benchmarks.dicom_writer import fill
+from fourphase.benchmarks.lossless_frames import compressed_frame
 
 __all__ = [
     "BIG_ENDIAN", "DEFLATED", "EXPLICIT", "IMPLICIT", "JPEG_2000", "JPEG_LOSSLESS", "NATIVE", "file_bytes",
@@ -47,60 +42,6 @@ def file_bytes(dataset: Dataset, syntax: str) -> bytes:
 
 def _compress(dataset: Dataset, syntax: str) -> None:
     cells = np.frombuffer(dataset.PixelData, np.uint16).reshape(-1, dataset.Rows, dataset.Columns)
-    dataset.PixelData = encapsulate([_frame(plane, syntax) for plane in cells], has_bot=False)
+    dataset.PixelData = encapsulate([compressed_frame(plane, syntax) for plane in cells], has_bot=False)
     dataset["PixelData"].VR = "OB"
     dataset["PixelData"].is_undefined_length = True
-
-
-def _frame(plane: NDArray[np.uint16], syntax: str) -> bytes:
-    if syntax == JPEG_2000:
-        from openjpeg.utils import encode_array
-
-        return bytes(encode_array(plane, bits_stored=12))
-    if syntax == JPEG_LOSSLESS:
-        return _jpeg_lossless(plane)
-    from pydicom.pixels.encoders.base import JPEGLSLosslessEncoder, RLELosslessEncoder
-
-    encoder = RLELosslessEncoder if syntax == RLELossless else JPEGLSLosslessEncoder
-    rows, columns = plane.shape
-    return bytes(
-        encoder.encode(
-            plane,
-            rows=rows,
-            columns=columns,
-            samples_per_pixel=1,
-            bits_allocated=16,
-            bits_stored=12,
-            pixel_representation=0,
-            photometric_interpretation="MONOCHROME2",
-            number_of_frames=1,
-        )
-    )
-
-
-def _jpeg_lossless(plane: NDArray[np.uint16]) -> bytes:
-    """Through files: gdcm's images in memory are reference-counted by hand."""
-    import gdcm  # type: ignore[import-untyped]
-
-    with tempfile.TemporaryDirectory() as folder:
-        source, target = Path(folder, "source"), Path(folder, "target")
-        plain = Dataset()
-        fill(plain, {"SOPClassUID": CTImageStorage, "SOPInstanceUID": "1.2.3", "SamplesPerPixel": 1})
-        fill(plain, {"PhotometricInterpretation": "MONOCHROME2", "Rows": plane.shape[0], "Columns": plane.shape[1]})
-        fill(plain, {"BitsAllocated": 16, "BitsStored": 12, "HighBit": 11, "PixelRepresentation": 0})
-        plain.add_new("PixelData", "OW", plane.tobytes())
-        source.write_bytes(file_bytes(plain, EXPLICIT))
-        reader = gdcm.ImageReader()
-        reader.SetFileName(str(source))
-        change = gdcm.ImageChangeTransferSyntax()
-        change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(JPEG_LOSSLESS)))
-        read = reader.Read()
-        change.SetInput(reader.GetImage())
-        changed = change.Change()
-        writer = gdcm.ImageWriter()
-        writer.SetFileName(str(target))
-        writer.SetFile(reader.GetFile())
-        writer.SetImage(change.GetOutput())
-        if not (read and changed and writer.Write()):
-            raise RuntimeError("gdcm wrote no JPEG Lossless")
-        return get_frame(dcmread(target).PixelData, 0, number_of_frames=1)
