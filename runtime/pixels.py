@@ -127,6 +127,7 @@ def _error(place: str, fault: PixelFault) -> PixelDataError:
     hints = {
         "transfer_syntax_unsupported": "have the archive send it uncompressed, or as JPEG-LS or JPEG 2000",
         "pixel_limits": "check that this is an ordinary CT series",
+        "hu_implausible": "copy the series again from the archive; these values cannot be HU",
     }
     hint = hints.get(fault.key, "copy the series again from the archive; this slice is damaged")
     return PixelDataError(f"{place} {fault}", hint, key=fault.key)

@@ -47,6 +47,9 @@ def listen(
     require_backend: Annotated[str | None, typer.Option(help="Fail (22) rather than fall back to another.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, fp16 or int8; default: what the bundle has.")] = None,
     preprocess: Annotated[str | None, typer.Option(help="auto, cpu or gpu. Default: auto.")] = None,
+    plans: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Engines built for this machine; default: in the bundle.")
+    ] = None,
     tls_cert: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Receive with TLS only: our certificate.")
     ] = None,
@@ -57,7 +60,9 @@ def listen(
     keep: Annotated[bool | None, typer.Option("--keep", help="Never delete instances of done studies.")] = None,
     keep_hours: Annotated[float | None, typer.Option(help="Delete them after so long. Default: 24.")] = None,
     remember_days: Annotated[float | None, typer.Option(help="Know them as done for so long. Default: 90.")] = None,
-    spool_limit_gb: Annotated[float | None, typer.Option(help="Most the spool may hold. Default: 50.")] = None,
+    spool_limit_gb: Annotated[
+        float | None, typer.Option(help="Most that received studies may take. Default: 50.")
+    ] = None,
     max_instance_mb: Annotated[float | None, typer.Option(help="Largest multi-frame instance. Default: 1024.")] = None,
     max_associations: Annotated[int | None, typer.Option(help="At once. Default: 16.")] = None,
     idle_seconds: Annotated[float | None, typer.Option(help="Close what is silent for so long. Default: 60.")] = None,
@@ -99,12 +104,15 @@ _NO_OPTIONS = ("once", "config", "status", "retry_failed", "quiet")
 
 
 def main() -> None:
-    """Entry point of `fp-listen`; ends also when a connection's thread does not."""
+    """Entry point of `fp-listen`; ends also when another thread does not."""
     try:
         run_app(app, "fp-listen")
     except SystemExit as end:
-        if all(one.daemon for one in threading.enumerate() if one is not threading.main_thread()):
+        if threading.active_count() == 1:
             raise
+        # A run, or a connection, that did not end in time: the interpreter would wait for it, or take its memory away.
+        if copies := sys.modules.get("fourphase.runtime.private_copy"):
+            copies.remove_copies()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(end.code if isinstance(end.code, int) else 1)

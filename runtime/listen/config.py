@@ -41,6 +41,7 @@ class ListenOptions:
     require_backend: str | None = None
     precision: str | None = None
     preprocess: str = "auto"
+    plans: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_ca: Path | None = None
@@ -163,6 +164,10 @@ def _check(options: ListenOptions) -> None:
     for name in ("keep_hours", "remember_days"):
         if not getattr(options, name) >= 0:
             raise _usage(f"{_flag(name)} is negative", "give 0 or more", name)
+    if options.max_studies is not None and options.max_studies < 1:
+        raise _usage("--max-studies is not above 0", "give 1 or more, or leave it out", "max_studies")
+    if options.send_tls and not options.send_to:
+        raise _usage("--send-tls has nothing to send to", "give --send-to AET@HOST:PORT", "send_tls")
     if options.tls_key and not options.tls_cert:
         raise _usage("--tls-key has no --tls-cert", "give both", "tls_files")
     if options.tls_ca and not (options.tls_cert or options.send_tls):

@@ -6,14 +6,31 @@ Nothing here needs pynetdicom. What a sender says in the C-STORE command must ag
 from __future__ import annotations
 
 import re
+import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
+from pydicom.uid import UID
 
 from fourphase.runtime.decoders import DECODERS
 from fourphase.runtime.dicom_file import FILE_LIMIT, SkippedFile, read_raw_header
 from fourphase.runtime.stored_values import NATIVE
 
-__all__ = ["BOX_KINDS", "IGNORED", "KINDS", "TRANSFER_SYNTAXES", "Identity", "Refused", "limit_of", "read_identity"]
+__all__ = [
+    "BOX_KINDS",
+    "IGNORED",
+    "KINDS",
+    "OUT_OF_RESOURCES",
+    "TRANSFER_SYNTAXES",
+    "Identity",
+    "Refused",
+    "limit_of",
+    "read_identity",
+    "study_in_memory",
+]
 
 #: Statuses of C-STORE (PS3.4 B.2.3).
 OUT_OF_RESOURCES, MISMATCH, NOT_UNDERSTOOD = 0xA700, 0xA900, 0xC000
@@ -68,6 +85,8 @@ TRANSFER_SYNTAXES = (
 #: Components of digits between dots (PS3.5 9.1); leading zeros exist in the field.
 _UID = re.compile(r"[0-9]+(\.[0-9]+)+")
 _SOP_CLASS, _SOP_INSTANCE, _STUDY = 0x00080016, 0x00080018, 0x0020000D
+#: What comes before the StudyInstanceUID is small, private groups included.
+_BEFORE_STUDY_BYTES = 2**20
 
 
 class Refused(Exception):
@@ -107,3 +126,22 @@ def read_identity(path: Path, sop_class: str, sop_uid: str) -> Identity:
     if header.uid(_SOP_CLASS) != sop_class or header.uid(_SOP_INSTANCE) != sop_uid:
         raise Refused(MISMATCH, "command_contradicts_data")
     return Identity(header.uid(_STUDY), sop_uid, KINDS[sop_class])
+
+
+def study_in_memory(data: memoryview, transfer_syntax: str) -> str:
+    """StudyInstanceUID of a data set that could not be written to disk; '' if its beginning does not tell it."""
+    syntax = UID(transfer_syntax)
+    try:
+        start = bytes(data[:_BEFORE_STUDY_BYTES])
+        if syntax.is_deflated:
+            start = zlib.decompressobj(-zlib.MAX_WBITS).decompress(start, _BEFORE_STUDY_BYTES)
+        found = read_dataset(
+            BytesIO(start), syntax.is_implicit_VR, syntax.is_little_endian, stop_when=lambda tag, vr, n: tag > _STUDY
+        )
+        value = found.get_item(_STUDY)
+        if not isinstance(value, RawDataElement) or len(value.value or b"") != value.length:  # cut off
+            return ""
+        text = (value.value or b"").decode("ascii").strip("\0 ")
+    except Exception:  # bytes of a stranger: whatever they do to the parser, the sender is refused in any case
+        return ""
+    return text if _UID.fullmatch(text) else ""

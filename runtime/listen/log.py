@@ -1,6 +1,6 @@
 """What `fp-listen` tells its operator: one line per event on stderr, with the time in UTC.
 
-    2026-11-25T21:50:43.120Z stored study=5f0c6b1d2e3a instances=232 bytes=122683392
+    2026-11-25T21:50:43.120Z running study=5f0c6b1d2e3a instances=232 box=json attempt=1
 
 Only words, numbers and salted hashes go in: no UID, no path below the spool, no text from a DICOM header. Log records
 and warnings of pynetdicom and pydicom, which quote names and identifiers, are silenced for the whole process.

@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from fourphase.runtime.errors import EnvironmentFault
 from fourphase.runtime.listen.guard import Guard, Limits, Traffic
-from fourphase.runtime.listen.instance import IGNORED, KINDS, TRANSFER_SYNTAXES, Refused, limit_of, read_identity
+from fourphase.runtime.listen.instance import (
+    IGNORED,
+    KINDS,
+    OUT_OF_RESOURCES,
+    TRANSFER_SYNTAXES,
+    Refused,
+    limit_of,
+    read_identity,
+    study_in_memory,
+)
 from fourphase.runtime.listen.log import EventLog
 from fourphase.runtime.listen.spool import Spool
 
@@ -112,14 +121,20 @@ class Receiver:
         if sop_class not in KINDS:
             return "ignored"
         if len(data) > limit_of(sop_class, self._limits.instance_bytes):
-            raise Refused(0xA700, "instance_too_large")
+            raise Refused(OUT_OF_RESOURCES, "instance_too_large")
         syntax = str(event.context.transfer_syntax)
         digest = hashlib.sha256(syntax.encode() + b"\0")
         digest.update(data)
         head = bytes(128) + b"DICM" + encode_file_meta(event.file_meta)
-        with self._spool.incoming((head, data)) as path:
-            identity = read_identity(path, sop_class, str(request.AffectedSOPInstanceUID))
-            return "stored" if self._spool.keep(path, identity, digest.hexdigest()) else "duplicate"
+        sop_uid = str(request.AffectedSOPInstanceUID)
+        try:
+            with self._spool.incoming((head, data)) as path:
+                identity = read_identity(path, sop_class, sop_uid)
+                return "stored" if self._spool.keep(path, identity, digest.hexdigest()) else "duplicate"
+        except Refused as refused:
+            if refused.status == OUT_OF_RESOURCES and (study := study_in_memory(data, syntax)):
+                self._spool.remember_refusal(study, sop_uid, digest.hexdigest())
+            raise
 
     def _on_accepted(self, event: Event) -> None:
         self._log.info("association", peer=_peer(event))

@@ -39,6 +39,7 @@ from fourphase.runtime.listen.files import (
     write_synced,
 )
 from fourphase.runtime.listen.instance import OUT_OF_RESOURCES, Identity, Refused
+from fourphase.runtime.listen.refusals import Refusals
 from fourphase.runtime.listen.state import StudyState, read_state, write_state
 
 __all__ = ["Entry", "Spool"]
@@ -85,6 +86,7 @@ class Spool:
         except OSError as error:
             raise not_writable(error) from error
         self.damaged = 0
+        self.refusals = Refusals()
         self._used = 0
         self._entries: dict[str, Entry] = {}
         for folder in sorted(self._studies.iterdir()):
@@ -157,6 +159,7 @@ class Spool:
                 folder = self.folder(entry.key) / "instances"
                 known = self._sops(entry)
                 if known.get(sop) == name:
+                    self.refusals.stored(entry.key, sop)
                     return False
                 os.replace(path, folder / name)
                 if sop in known:
@@ -164,9 +167,23 @@ class Spool:
                 known[sop] = name
                 entry.news = True
             sync_folder(folder)
+            self.refusals.stored(entry.key, sop)
         except (OSError, OutputNotWritable):
             raise Refused(OUT_OF_RESOURCES, "disk") from None
         return True
+
+    def remember_refusal(self, study_uid: str, sop_uid: str, digest: str) -> None:
+        """The sender of this instance was told to try again; a resend of what the study has is not missed."""
+        key, sop = self.key(study_uid), self._hash("instance", sop_uid)
+        start = f"{sop}-{digest[:32]}."
+        with self._lock:
+            entry = self._entries.get(key)
+            if entry is not None:
+                known = (*entry.state.content, self._sops(entry).get(sop, ""))
+                if any(name.startswith(start) for name in known):
+                    return
+                entry.active = time.monotonic()
+            self.refusals.add(key, sop)
 
     def save(self, entry: Entry, **changes: Any) -> None:
         """Writes a study's state with some changes."""
@@ -225,6 +242,7 @@ class Spool:
         with self._lock:
             if not entry.news:
                 del self._entries[entry.key]
+                self.refusals.forget(entry.key)
                 shutil.rmtree(self.folder(entry.key), ignore_errors=True)
 
     def _entry(self, study_uid: str) -> Entry:
@@ -232,7 +250,8 @@ class Spool:
         if key not in self._entries:
             (self.folder(key) / "instances").mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_folder(self._studies)
-            entry = Entry(key, StudyState(study_uid), time.monotonic(), news=False)
+            # News from the start: the instances of a study whose state was damaged are there already.
+            entry = Entry(key, StudyState(study_uid), time.monotonic())
             self.save(entry)
             self._entries[key] = entry
         return self._entries[key]

@@ -23,6 +23,7 @@ from fourphase.runtime.listen.results import Written, run_key, write_outcome
 from fourphase.runtime.listen.spool import Entry, Spool
 
 if TYPE_CHECKING:
+    from fourphase.runtime.listen.refusals import Refusal
     from fourphase.runtime.pipeline import LoadedModel, PreparedStudy, StudyRequest
     from fourphase.runtime.result import StudyResult
 
@@ -47,6 +48,7 @@ class Rules:
         quiet_s: a study without a new instance for so long is complete.
         keep_s: how long a done study's instances stay; inf for ever.
         remember_s: how long it is known afterwards that the study was done.
+        hold_s: a study of which an instance was refused is held for so long; then it is failed.
         send: whether SRs go to the outbox.
         label, roi: which lesion in a mask, segmentation or structure set. site: the site's phases.toml.
     """
@@ -56,6 +58,7 @@ class Rules:
     quiet_s: float = 10.0
     keep_s: float = 24 * 3600.0
     remember_s: float = 90 * 24 * 3600.0
+    hold_s: float = 3600.0
     send: bool = False
     label: int | None = None
     roi: str | None = None
@@ -92,7 +95,9 @@ class Worker:
     def _look_at(self, entry: Entry) -> bool:
         state = entry.state
         looked_for = state.state in ("failed", "waiting")
-        box_changed = looked_for and box_signature(self._rules.boxes, state.uid) != state.box
+        # Whatever its box says, images are missing; only they or somebody who asks help.
+        refused = state.error is not None and state.error.get("key") == _REFUSED
+        box_changed = looked_for and not refused and box_signature(self._rules.boxes, state.uid) != state.box
         if not (entry.news or box_changed):
             self._retire(entry)
             return False
@@ -104,7 +109,21 @@ class Worker:
             return False
         if not names:
             return False
+        if refusal := self._spool.refusals.of(entry.key):
+            return self._hold(entry, names, refusal)
         return self._begin(entry, names)
+
+    def _hold(self, entry: Entry, names: frozenset[str], refusal: Refusal) -> bool:
+        """It would be run without images that its sender still has; true if it was given up."""
+        if time.monotonic() - refusal.last >= self._rules.hold_s:
+            self._fail(entry, names, box_signature(self._rules.boxes, entry.state.uid), _refused(len(refusal.sops)))
+            return True
+        entry.news = True  # looked at again until the refused ones have come
+        entry.not_before = time.monotonic() + self._rules.quiet_s
+        if not refusal.told:
+            refusal.told = True
+            self._log.attention("held", study=entry.key[:12], refused=len(refusal.sops), hold_s=self._rules.hold_s)
+        return False
 
     def _begin(self, entry: Entry, names: frozenset[str]) -> bool:
         state = entry.state
@@ -227,12 +246,22 @@ class Worker:
         mark.unlink(missing_ok=True)
         for entry in self._spool.entries:
             if entry.state.state == "failed":
+                self._spool.refusals.forget(entry.key)
                 self._spool.save(entry, state="receiving", content=(), error=None)
                 entry.news = True
                 self._log.info("retry", study=entry.key[:12])
 
 
 _BUG = ("an unexpected error stopped the run", "report it with the lines of the log around it")
+_REFUSED = "instances_refused"
+
+
+def _refused(count: int) -> FourphaseError:
+    return FourphaseError(
+        f"{count} instances of the study were refused for want of room and have not come again",
+        "make room and send the study again, or ask with --retry-failed to run what has come",
+        key=_REFUSED,
+    )
 
 
 def _cut_off(attempts: int) -> FourphaseError:

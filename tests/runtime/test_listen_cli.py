@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,12 +22,11 @@ from fourphase.benchmarks.listen_load import Plan, measure
 from fourphase.runtime.errors import IntegrityError
 from fourphase.runtime.listen import service as listen_service
 from fourphase.runtime.listen.config import ListenOptions
-from fourphase.runtime.listen.log import EventLog
-from fourphase.runtime.listen.outbox import Outbox
 from fourphase.runtime.listen.spool import Spool
 from fourphase.runtime.listen.status import spool_status
+from fourphase.runtime.plan_choice import PlanPolicy
 from tests.support.dicom import uid, write_phases
-from tests.support.listen import LEFT_OPEN, unused_port
+from tests.support.listen import LEFT_OPEN, dcmtk_program, unused_port
 from tests.support.tiny_bundle import write_tiny
 
 pytestmark = LEFT_OPEN
@@ -63,7 +62,7 @@ class Site:
         self.log.touch()
         told = self.log.read_text().count(" listening ")
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(self.command, stdout=log, stderr=log)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, umask=0o022)
         self.wait(lambda: self.log.read_text().count(" listening ") > told or (self.process and self.process.poll()))
 
     def wait(self, condition: Waited, seconds: float = 40.0) -> None:
@@ -93,21 +92,16 @@ def on(root: Path, bundle: Path, *more: str) -> Iterator[Site]:
             site.process.wait()
 
 
-def dcmtk(program: str) -> str:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} (Debian package dcmtk) is not installed")
-    return program
-
-
 def send(site: Site, folder: Path) -> None:
-    command = [dcmtk("storescu"), "-aet", "SCANNER", "-aec", "FOURPHASE", "+sd", "+r", "127.0.0.1", str(site.port)]
-    subprocess.run([*command, str(folder)], check=True, timeout=60)
+    titles = ["-aet", "SCANNER", "-aec", "FOURPHASE"]
+    command = [dcmtk_program("storescu"), *titles, "+sd", "+r", "127.0.0.1", str(site.port), str(folder)]
+    subprocess.run(command, check=True, timeout=60)
 
 
 @contextmanager
 def storescp(folder: Path, port: int) -> Iterator[None]:
     folder.mkdir()
-    with subprocess.Popen([dcmtk("storescp"), "-aet", "ARCHIVE", "-od", str(folder), str(port)]) as process:
+    with subprocess.Popen([dcmtk_program("storescp"), "-aet", "ARCHIVE", "-od", str(folder), str(port)]) as process:
         try:
             yield
         finally:
@@ -151,12 +145,16 @@ def _check_private(site: Site) -> None:
         for marker in markers:
             assert marker not in text
     assert "Traceback" not in log
+    assert site.spool.stat().st_mode & 0o777 == 0o700
+    assert not [path for path in site.spool.rglob("*") if path.stat().st_mode & 0o077]
 
 
 def test_once_ends_by_itself_and_a_second_process_is_kept_out(tmp_path: Path, bundle: Path) -> None:
     write_phases(tmp_path / "study")
     with on(tmp_path / "site", bundle, "--once") as site:
         site.start()
+        told = site.log.read_text()
+        assert " model backend=onnxruntime precision=fp32 reason=asked_for" in told
         second = subprocess.run(site.command, capture_output=True, text=True, timeout=60, check=False)
         assert second.returncode == 31, second.stderr
         send(site, tmp_path / "study")
@@ -188,6 +186,8 @@ def test_status_is_one_json_object(tmp_path: Path) -> None:
         (["--spool", "s", "--bundle", "none", "--allow", "A"], 20, "error: "),
         (["--spool", "s", "--bundle", "b", "--allow", "A", "--boxes", "none"], 10, "--boxes"),
         (["--spool", "s", "--bundle", "b", "--allow", "A", "--phases", "none"], 10, "phases file"),
+        (["--spool", "s", "--bundle", "b", "--allow", "A", "--plans", "none"], 10, "--plans"),
+        (["--spool", "/proc/x", "--bundle", "b", "--allow", "A"], 30, "fix: give --spool a folder"),
     ],
 )
 def test_what_is_missing_is_told(tmp_path: Path, arguments: list[str], code: int, said: str) -> None:
@@ -232,21 +232,76 @@ def test_a_study_that_does_not_end_holds_up_the_end_by_some_seconds_only(
             begun.set()
             return let_go.wait(60)
 
+    class StuckSender:
+        start = staticmethod(lambda: None)
+        stop = staticmethod(time.sleep)
+
+    signalled: list[float] = []
+
+    def signal_comes(*arguments: object) -> None:
+        assert begun.wait(10)
+        signalled.append(time.monotonic())
+        raise SystemExit(143)
+
     monkeypatch.setattr(listen_service, "Worker", lambda *arguments: Stuck())
     monkeypatch.setattr(listen_service._Runner, "_model", lambda self: None)
-    options = ListenOptions(tmp_path, tmp_path, allow=("SCANNER",))
-    runner = listen_service._Runner(options, Spool(tmp_path, 10**9), Outbox(tmp_path / "outbox"), EventLog())
-
-    def ended_by_a_signal() -> None:
-        with runner.running():
-            assert begun.wait(10)
-            raise SystemExit(143)
-
-    started = time.monotonic()
+    monkeypatch.setattr(listen_service, "Sender", lambda *arguments: StuckSender())
+    monkeypatch.setattr(listen_service, "_wait", signal_comes)
+    monkeypatch.setattr(listen_service, "silence_libraries", lambda: None)
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    options = ListenOptions(
+        tmp_path, tmp_path, bind="127.0.0.1", port=0, allow=("SCANNER",), send_to="ARCHIVE@127.0.0.1:104"
+    )
     with pytest.raises(SystemExit):
-        ended_by_a_signal()
-    assert 3 < time.monotonic() - started < 5
+        listen_service.serve(options, quiet=False)
+    assert 3.9 < time.monotonic() - signalled[0] < 4.5
     let_go.set()
+
+
+def test_an_archive_that_does_not_answer_holds_up_the_end_by_some_seconds_only(tmp_path: Path, bundle: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        to = f"ARCHIVE@127.0.0.1:{silent.getsockname()[1]}"
+        with on(tmp_path / "site", bundle, "--send-to", to) as site:
+            (site.spool / "outbox").mkdir(parents=True)
+            (site.spool / "outbox" / "a.dcm").write_bytes(b"")
+            site.start()
+            silent.settimeout(20)
+            with silent.accept()[0]:
+                started = time.monotonic()
+                assert site.end(signal.SIGTERM) == 143
+                assert time.monotonic() - started < 4.5
+
+
+def test_a_folder_that_others_use_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "somebody's").touch()
+    tmp_path.chmod(0o755)
+    listen_service._make_private(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_spool_and_results_of_an_earlier_version_become_private(tmp_path: Path) -> None:
+    Spool(tmp_path, 10**9)
+    (tmp_path / "results").mkdir()
+    for folder in (tmp_path, tmp_path / "results"):
+        folder.chmod(0o755)
+    listen_service._make_private(tmp_path)
+    assert [folder.stat().st_mode & 0o777 for folder in (tmp_path, tmp_path / "results")] == [0o700, 0o700]
+
+
+def test_engines_of_this_machine_are_looked_for(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[PlanPolicy] = []
+
+    def load(*arguments: Any, plans: PlanPolicy, **options: Any) -> Any:
+        asked.append(plans)
+        raise IntegrityError("enough", "seen")
+
+    monkeypatch.setattr("fourphase.runtime.pipeline.load_model", load)
+    monkeypatch.setattr(listen_service, "silence_libraries", lambda: None)
+    monkeypatch.setattr("threading.excepthook", lambda arguments: None)
+    options = ListenOptions(tmp_path / "spool", bundle, allow=("SCANNER",), plans=tmp_path)
+    with pytest.raises(IntegrityError):
+        listen_service.serve(options, quiet=False)
+    assert asked == [PlanPolicy(tmp_path, False, False)]
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ def test_every_option_is_a_flag_and_a_key() -> None:
         ('spool = "s"\nkeep-hours = -1', "listen_keep_hours"),
         ('spool = "s"\ntls-key = "k"', "listen_tls_files"),
         ('spool = "s"\ntls-ca = "k"', "listen_tls_files"),
+        ('spool = "s"\nmax-studies = 0', "listen_max_studies"),
+        ('spool = "s"\nsend-tls = true', "listen_send_tls"),
         ("port = 104", "listen_spool"),
         ("port = ", "listen_toml"),
     ],

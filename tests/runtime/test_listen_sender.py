@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from fourphase.runtime.listen import sender as listen_sender
 from fourphase.runtime.listen.outbox import Outbox
 from fourphase.runtime.listen.sender import Peer, Sender, parse_peer
 from tests.support.dicom import file_bytes, uid
-from tests.support.listen import LEFT_OPEN, Log, unused_port
+from tests.support.listen import LEFT_OPEN, Log, dcmtk_program, unused_port
 
 pytestmark = LEFT_OPEN
 
 SR = "1.2.840.10008.5.1.4.1.1.88.34"
+LITTLE = ("1.2.840.10008.1.2.1", "1.2.840.10008.1.2")
+BIG = "1.2.840.10008.1.2.2"
 
 
 def report(number: int) -> bytes:
@@ -39,9 +40,9 @@ def report(number: int) -> bytes:
 
 
 @contextmanager
-def archive(answer: Callable[[Any], int], port: int = 0) -> Iterator[int]:
+def archive(answer: Callable[[Any], int], port: int = 0, syntaxes: Sequence[str] = LITTLE) -> Iterator[int]:
     ae = AE("ARCHIVE")
-    ae.add_supported_context(SR)
+    ae.add_supported_context(SR, list(syntaxes))
     ae.require_called_aet = True
     server = ae.start_server(("127.0.0.1", port), block=False, evt_handlers=[(evt.EVT_C_STORE, answer)])
     assert server is not None
@@ -66,13 +67,12 @@ def log_of(one: Sender) -> Log:
 
 
 def test_storescp_receives_what_is_in_the_outbox(outbox: Outbox, tmp_path: Path) -> None:
-    if shutil.which("storescp") is None:
-        pytest.skip("storescp (Debian package dcmtk) is not installed")
+    storescp = dcmtk_program("storescp")
     outbox.put("a", report(1))
     outbox.put("b", report(2))
     port, received = unused_port(), tmp_path / "received"
     received.mkdir()
-    with subprocess.Popen(["storescp", "-aet", "ARCHIVE", "-od", str(received), str(port)]) as scp:
+    with subprocess.Popen([storescp, "-aet", "ARCHIVE", "-od", str(received), str(port)]) as scp:
         try:
             until = time.monotonic() + 10
             while not sender(outbox, port).send_all(outbox.waiting()) and time.monotonic() < until:
@@ -94,6 +94,90 @@ def test_a_refused_one_stays_and_the_others_go(outbox: Outbox) -> None:
     assert log_of(one).named("send_failed")[0]["status"] == "A900"
     assert "MARKER" not in str(log_of(one).events)
     assert uid("sr", 1) not in str(log_of(one).events)
+
+
+@pytest.mark.parametrize("syntaxes", [(BIG, *LITTLE), (BIG, LITTLE[1])])
+def test_an_archive_that_prefers_big_endian_gets_little(outbox: Outbox, syntaxes: tuple[str, ...]) -> None:
+    outbox.put("a", report(1))
+    with archive(lambda event: 0, syntaxes=syntaxes) as port:
+        assert sender(outbox, port).send_all(outbox.waiting())
+
+
+def abort_at(*numbers: int) -> Callable[[Any], int]:
+    """An archive that breaks the connection over some SRs."""
+    poison = {uid("sr", number) for number in numbers}
+
+    def take(event: Any) -> int:
+        if str(event.request.AffectedSOPInstanceUID) in poison:
+            event.assoc.abort()
+        return 0
+
+    return take
+
+
+def test_one_that_breaks_the_connection_holds_up_no_other(outbox: Outbox) -> None:
+    for number in range(5):
+        outbox.put(f"{number}", report(number))
+    with archive(abort_at(0, 2)) as port:
+        one = sender(outbox, port)
+        assert not one.send_all(outbox.waiting())
+        assert {path.stem for path in outbox.waiting()} == {"0", "2"}
+        assert [one._waits.failures(name) for name in ("0.dcm", "1.dcm", "2.dcm", "")] == [1, 0, 1, 0]
+        outbox.put("5", report(5))
+        one._round()  # those that failed are not due yet
+        assert {path.stem for path in outbox.waiting()} == {"0", "2"}
+
+
+def test_an_archive_that_breaks_every_connection_is_left_alone(outbox: Outbox) -> None:
+    for number in range(9):
+        outbox.put(f"{number}", report(number))
+    with archive(abort_at(*range(9))) as port:
+        one = sender(outbox, port)
+        assert not one.send_all(outbox.waiting())
+    assert len(log_of(one).named("send_failed")) == 3
+    assert one._waits.delay("") == listen_sender._FIRST_RETRY_S
+
+
+def test_a_new_sr_goes_at_once_though_another_waits_for_its_tenth_try(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listen_sender, "_POLL_S", 0.02)
+    outbox.put("a", report(0))
+    with archive(lambda event: 0xA900 if event.request.AffectedSOPInstanceUID == uid("sr", 0) else 0) as port:
+        one = sender(outbox, port)
+        for _ in range(10):
+            one._waits.failed("a.dcm")
+        one.start()
+        outbox.put("b", report(1))
+        until = time.monotonic() + 5
+        while len(outbox.waiting()) > 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        one.stop(5)
+    assert [path.stem for path in outbox.waiting()] == ["a"]
+
+
+def test_a_disk_that_fails_does_not_end_the_sender(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen_sender, "_FIRST_RETRY_S", 0.02)
+    monkeypatch.setattr(listen_sender, "_POLL_S", 0.02)
+    faults = [OSError(5, "input/output error"), ValueError("MARKER")]
+    real = outbox.waiting
+
+    def waiting() -> list[Path]:
+        if faults:
+            raise faults.pop()
+        return real()
+
+    monkeypatch.setattr(outbox, "waiting", waiting)
+    outbox.put("a", report(1))
+    with archive(lambda event: 0) as port:
+        one = sender(outbox, port)
+        one.start()
+        until = time.monotonic() + 5
+        while not log_of(one).named("sent") and time.monotonic() < until:
+            time.sleep(0.02)
+        one.stop(5)
+    assert [event for event, _ in log_of(one).events] == ["bug", "send_failed", "sent"]
+    assert "MARKER" not in str(log_of(one).events)
 
 
 def test_an_archive_that_is_away_is_tried_until_it_is_back(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +213,6 @@ def test_the_wait_has_a_limit(outbox: Outbox, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(listen_sender, "_POLL_S", 0.001)
     outbox.put("a", report(1))
     one = sender(outbox, unused_port())
-    monkeypatch.setattr(one, "send_all", lambda paths: False)
     one.start()
     until = time.monotonic() + 5
     while len(log_of(one).named("send_again")) < 5 and time.monotonic() < until:

@@ -28,7 +28,7 @@ from fourphase.runtime.listen.guard import Limits
 from fourphase.runtime.listen.server import Address, Receiver
 from fourphase.runtime.listen.spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid, write_phases
-from tests.support.listen import LEFT_OPEN, SCANNER, Log, association, ct_image, rtstruct, send
+from tests.support.listen import LEFT_OPEN, SCANNER, Log, association, ct_image, dcmtk_program, rtstruct, send
 
 pytestmark = LEFT_OPEN
 
@@ -77,9 +77,8 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def dcmtk(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    if shutil.which(program) is None:
-        pytest.skip(f"{program} (Debian package dcmtk) is not installed")
-    return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    command = [dcmtk_program(program), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_echoscu_is_answered(site: Site) -> None:

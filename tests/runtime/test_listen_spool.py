@@ -202,9 +202,10 @@ def test_a_damaged_state_loses_no_image_and_stops_nobody(tmp_path: Path) -> None
     assert [entry.state.uid for entry in again.entries] == [uid("other")]
     assert again.damaged == 1
     assert len(instances(tmp_path)) == 2
-    assert keep(again, ct_image(2))  # whatever comes of it makes the state anew
+    assert not keep(again, ct_image())  # whatever comes of it makes the state anew, also what is there already
     entry = next(one for one in again.entries if one.state.uid == uid("study"))
-    assert len(again.names(entry)) == 2
+    assert entry.news
+    assert len(again.names(entry)) == 1
 
 
 def test_a_file_that_is_none_of_ours_is_left_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,19 @@ from fourphase.runtime.listen.log import EventLog
 from fourphase.runtime.listen.spool import Spool
 from tests.support.dicom import file_bytes, slice_dataset, uid
 
-__all__ = ["CT", "LEFT_OPEN", "SCANNER", "Log", "association", "ct_image", "keep", "rtstruct", "send", "unused_port"]
+__all__ = [
+    "CT",
+    "LEFT_OPEN",
+    "SCANNER",
+    "Log",
+    "association",
+    "ct_image",
+    "dcmtk_program",
+    "keep",
+    "rtstruct",
+    "send",
+    "unused_port",
+]
 
 SCANNER = "SCANNER"
 #: pynetdicom's client forgets the socket of a connection that the other side closed, and the garbage collector says so,
@@ -109,3 +122,11 @@ def unused_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def dcmtk_program(name: str) -> str:
+    """DCMTK's program; pynetdicom installs Python scripts of the same names, which are not what is wanted."""
+    for found in (f"/usr/bin/{name}", shutil.which(name)):
+        if found and Path(found).is_file() and Path(found).read_bytes()[:2] != b"#!":
+            return found
+    pytest.skip(f"{name} (Debian package dcmtk) is not installed")
