@@ -27,8 +27,6 @@ __all__ = ["LesionBox", "box_invalid", "hull", "read_box"]
 
 SMALLEST_MM, LARGEST_MM = 2.0, 300.0
 ROUNDING_MM = 1e-6
-#: A box for all, given beside boxes per phase, is written with few digits.
-HULL_TOLERANCE_MM = 0.1
 #: A JSON box is a few lines.
 LARGEST_JSON = 2**20
 
@@ -155,13 +153,8 @@ def _json_box(raw: bytes) -> LesionBox:
         raise box_invalid("has a frame_of_reference_uid that is no text", "box_schema")
     by_phase = _phase_regions(body.get("phases", {}))
     whole = _region(body) if "min" in body or "max" in body else hull(by_phase)
-    if by_phase and np.abs(np.subtract([whole.min, whole.max], _corners(hull(by_phase)))).max() > HULL_TOLERANCE_MM:
-        raise box_invalid('has another "min" and "max" than its "phases" together', "box_schema", "leave them out")
-    return LesionBox(whole if by_phase else _checked(whole), "json", frame, by_phase)
-
-
-def _corners(region: Region) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return region.min, region.max
+    # Where every phase has its own, the box for all is not used: boxes follow the breathing, and need not share one.
+    return LesionBox(hull(by_phase) if by_phase else _checked(whole), "json", frame, by_phase)
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -76,11 +76,11 @@ def test_boxes_per_phase(tmp_path: Path) -> None:
     assert read.region == Region((-1, 0, 0), (5, 5, 9))
 
 
-def test_a_box_for_all_beside_boxes_per_phase_must_hold_just_them(tmp_path: Path) -> None:
+def test_a_box_for_all_beside_boxes_per_phase_is_not_used(tmp_path: Path) -> None:
     phases_ = {"NC": {"min": [0, 0, 0], "max": [5, 5, 5]}, "ART": {"min": [-1, 0, 0], "max": [4, 5, 9]}}
-    whole = {"space": "LPS_mm", "min": [-1, 0, 0], "max": [5, 5, 9], "phases": phases_}
+    whole = {"space": "LPS_mm", "min": [50, 50, 50], "max": [60, 60, 60], "phases": phases_}
     assert read_box(write_json(tmp_path, whole), None).region == Region((-1, 0, 0), (5, 5, 9))
-    assert invalid(write_json(tmp_path, {**whole, "max": [5, 5, 8]})).key == "box_schema"
+    assert invalid(write_json(tmp_path, {**whole, "max": [60, 60, "x"]})).key == "box_schema"
 
 
 @pytest.mark.parametrize(
