@@ -581,7 +581,11 @@ def test_no_header_makes_anything_but_a_report_or_an_error(run: Run, report: Dat
     def check(values: dict[str, bytes]) -> None:
         path.write_bytes(original)
         rewritten(tmp_path, **values)
-        bare.update(source_study(hostile).attributes)
+        try:
+            bare.update(source_study(hostile).attributes)
+        except InputMissing as error:  # what is written so is no sound file, and would not have been a slice
+            assert error.key == "sr_source_incomplete"
+            return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an identifier that is too long is copied, and pydicom says so
             read = dcmread(io.BytesIO(sr_bytes(bare)))
