@@ -583,8 +583,7 @@ def test_no_header_makes_anything_but_a_report_or_an_error(run: Run, report: Dat
         rewritten(tmp_path, **values)
         try:
             bare.update(source_study(hostile).attributes)
-        except InputMissing as error:  # what is written so is no sound file, and would not have been a slice
-            assert error.key == "sr_source_incomplete"
+        except InputMissing:  # what is written so is no sound file, and would not have been a slice
             return
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an identifier that is too long is copied, and pydicom says so
