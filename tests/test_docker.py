@@ -25,7 +25,7 @@ from fourphase.runtime.cache import CACHE_VARIABLE
 ROOT = Path(__file__).parents[1]
 DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-GUIDES = ("docker/README.md", "docs/jetson.md", "docs/triton.md")
+GUIDES = ("README.md", "docker/README.md", "docs/jetson.md", "docs/triton.md", "docs/listen.md")
 HADOLINT = shutil.which("hadolint", path=str(Path(sys.executable).parent)) or shutil.which("hadolint")
 
 
@@ -177,7 +177,7 @@ def test_every_link_leads_somewhere(guide: str) -> None:
 def shown_commands(guide: str) -> Iterator[list[str]]:
     """Every command of ours in a guide's shell blocks, from the program's name on; also as docker's entry point."""
     text = (ROOT / guide).read_text(encoding="utf-8")
-    for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL):
+    for block in re.findall(r"```(?:sh|bash)\n(.*?)```", text, flags=re.DOTALL):
         for line in re.sub(r"\\\n\s*", " ", block).splitlines():
             words = [
                 word.rpartition("/")[2] if "/bin/fp-" in word else word for word in shlex.split(line, comments=True)

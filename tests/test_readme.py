@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fourphase.runtime import errors
+from tests.support.tiny_bundle import write_tiny
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -56,6 +58,24 @@ def test_the_configuration_in_the_readme_is_read(tmp_path: Path) -> None:
     sections = read_config(path)
     assert NetworkConfig.from_dict(sections["network"]) == NetworkConfig()
     assert PreprocessingConfig.from_dict(sections["preprocessing"]) == PreprocessingConfig()
+
+
+def test_the_line_for_many_studies_runs_as_printed(tmp_path: Path) -> None:
+    """With the phantoms of `fp-bench phantom`, and a tiny model in the place of a trained one."""
+    line = next(text for block in blocks("sh") for text in block.splitlines() if text.startswith("fp-run --each"))
+    program, *arguments = shlex.split(line)
+    binaries = Path(sys.executable).parent
+    write_tiny(tmp_path / "liver.bundle")
+    for command in (["fp-bench", "phantom", "-o", "studies", "--count", "2"], [program, *arguments]):
+        ran = subprocess.run(
+            [str(binaries / command[0]), *command[1:]], capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+    results = tmp_path / "results"
+    totals = json.loads((results / "summary.json").read_text(encoding="ascii"))["totals"]
+    assert totals["done"] == 2
+    for name in ("result.json", "preview.png", "sr.dcm"):
+        assert len(list(results.glob(f"*/{name}"))) == 2, name
 
 
 @pytest.mark.slow

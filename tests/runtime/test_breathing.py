@@ -345,9 +345,10 @@ def test_whole_voxels_are_exact_also_with_bright_and_dark_swapped(by: tuple[int,
 
 
 def test_parts_of_a_voxel() -> None:
-    """The body as a formula, sampled at 4 mm, displaced by any amount: mostly a tenth of a voxel off, never half.
+    """The body as a formula, sampled at 4 mm: the largest error of three axes, over forty displacements.
 
-    Without refinement between voxels the median of the largest error of three axes is about 1.5 mm.
+    Measured: median 0.19 mm, largest 0.80 mm; without refinement between voxels 1.59 and 2.30 mm. There are worse
+    displacements: (2, 1, 2) mm, half a voxel along two axes, is found 1.31 mm off.
     """
     axis = np.arange(-16, 16) * 4.0
 
@@ -363,8 +364,8 @@ def test_parts_of_a_voxel() -> None:
         match = best_translation(template, field_of(tuple(by)), 2.0)
         assert match is not None
         errors.append(np.abs(np.array(match.shift) * 4 - by[::-1]).max())
-    assert np.median(errors) < 0.5
-    assert max(errors) < 2.0
+    assert np.median(errors) < 0.3
+    assert max(errors) < 1.25
 
 
 def test_what_was_not_scanned_has_no_edges() -> None:
