@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.benchmarks import accuracy_commands, checkpoint_command, gpu_check, hazards, mutants
+from fourphase.benchmarks.accuracy import checkpoint_command
+from fourphase.benchmarks.accuracy import cli as accuracy_commands
+from fourphase.benchmarks.gpu import gpu_check
+from fourphase.benchmarks.hazards import cli as hazards
+from fourphase.benchmarks.mutants import cli as mutants
 from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
 from fourphase.runtime.errors import UsageError
 
@@ -48,9 +52,9 @@ def phantom(
     Example: fp-bench phantom -o studies --kind HCC --seed 1 --count 3
     """
     _set_up(json_output, quiet)
-    from fourphase.benchmarks.phantom import BOX_PHASE, KINDS, PHASES, make_phantom
-    from fourphase.benchmarks.phantom_dicom import check_new, write_study
-    from fourphase.benchmarks.scan import make_scans
+    from fourphase.benchmarks.phantoms.phantom import BOX_PHASE, KINDS, PHASES, make_phantom
+    from fourphase.benchmarks.phantoms.phantom_dicom import check_new, write_study
+    from fourphase.benchmarks.phantoms.scan import make_scans
 
     kinds = KINDS if kind is None else (kind,)
     wanted = [make_phantom(kinds[i % len(kinds)], seed + i, difficulty) for i in range(count)]
@@ -119,8 +123,8 @@ def _set_up(json_output: bool, quiet: bool) -> None:
 
 
 def _large_phantom(folder: Path) -> Path:
-    from fourphase.benchmarks.phantom import make_phantom
-    from fourphase.benchmarks.phantom_dicom import write_study
+    from fourphase.benchmarks.phantoms.phantom import make_phantom
+    from fourphase.benchmarks.phantoms.phantom_dicom import write_study
 
     note("writing a phantom study of 4 x 250 slices of 512 x 512")
     with progress("writing", 4 * 250) as advance:

@@ -20,7 +20,7 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from fourphase.benchmarks.dicom_writer import fill
+from fourphase.benchmarks.phantoms.dicom_writer import fill
 
 __all__ = ["compressed_frame"]
 

@@ -20,14 +20,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fourphase.benchmarks.baseline_densenet3d import DenseNet3d, DenseNet3dConfig
-from fourphase.benchmarks.baseline_mexpale import MexPale, MexPaleConfig
-from fourphase.benchmarks.baseline_resnet3d import RESIDUAL_GAIN, ResNet3d, ResNet3dConfig
-from fourphase.benchmarks.baseline_stic import Stic, SticConfig
-from fourphase.benchmarks.baseline_tdn import Tdn, TdnConfig
-from fourphase.benchmarks.baseline_transmed import TransMed, TransMedConfig
-from fourphase.benchmarks.phantom_set import PhantomSet
-from fourphase.benchmarks.training import reproducible
+from fourphase.benchmarks.accuracy.training import reproducible
+from fourphase.benchmarks.baselines.densenet3d import DenseNet3d, DenseNet3dConfig
+from fourphase.benchmarks.baselines.mexpale import MexPale, MexPaleConfig
+from fourphase.benchmarks.baselines.resnet3d import RESIDUAL_GAIN, ResNet3d, ResNet3dConfig
+from fourphase.benchmarks.baselines.stic import Stic, SticConfig
+from fourphase.benchmarks.baselines.tdn import Tdn, TdnConfig
+from fourphase.benchmarks.baselines.transmed import TransMed, TransMedConfig
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.export.checkpoint import save_checkpoint
 from fourphase.export.config import PHASES, NetworkConfig
 from fourphase.export.network import BasicBlock, FourPhaseNet

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fourphase.benchmarks import accuracy_bench
-from fourphase.benchmarks.accuracy_bench import (
+from fourphase.benchmarks.accuracy import accuracy_bench
+from fourphase.benchmarks.accuracy.accuracy_bench import (
     AccuracyResult,
     figures_of,
     intervals_text,
     measure_accuracy,
     positives_among,
 )
-from fourphase.benchmarks.accuracy_plot import plot_accuracy
-from fourphase.benchmarks.phantom_set import PhantomSet
+from fourphase.benchmarks.accuracy.plot import plot_accuracy
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.calibration.metrics import Interval
 from fourphase.runtime import openvino_backend
 from fourphase.runtime.bundle import Bundle

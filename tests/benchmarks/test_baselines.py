@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fourphase.benchmarks.baseline_densenet3d import DenseNet3d, DenseNet3dConfig
-from fourphase.benchmarks.baseline_mexpale import MexPale, MexPaleConfig
-from fourphase.benchmarks.baseline_resnet3d import ResNet3d, ResNet3dConfig, phases_as_channels
-from fourphase.benchmarks.baseline_stic import Stic, SticConfig
-from fourphase.benchmarks.baseline_tdn import LongTermDifference, Tdn, TdnConfig, TemporalShift
-from fourphase.benchmarks.baseline_transmed import Encoder, TransMed, TransMedConfig
-from fourphase.benchmarks.limits import network_cost
+from fourphase.benchmarks.baselines.densenet3d import DenseNet3d, DenseNet3dConfig
+from fourphase.benchmarks.baselines.mexpale import MexPale, MexPaleConfig
+from fourphase.benchmarks.baselines.resnet3d import ResNet3d, ResNet3dConfig, phases_as_channels
+from fourphase.benchmarks.baselines.stic import Stic, SticConfig
+from fourphase.benchmarks.baselines.tdn import LongTermDifference, Tdn, TdnConfig, TemporalShift
+from fourphase.benchmarks.baselines.transmed import Encoder, TransMed, TransMedConfig
+from fourphase.benchmarks.latency.limits import network_cost
 from fourphase.benchmarks.networks import BASELINES, NETWORKS, OURS, TINY, Scale
 from fourphase.calibration.cpu_session import cpu_session
 from fourphase.engine.build import build_engine

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fourphase.benchmarks import accuracy_bench, calibration_bench, networks, preprocess_bench, training
+from fourphase.benchmarks import networks, preprocess_bench
+from fourphase.benchmarks.accuracy import accuracy_bench, calibration_bench, training
 from fourphase.benchmarks.cli import app
-from fourphase.benchmarks.phantom import make_phantom
-from fourphase.benchmarks.phantom_dicom import WrittenStudy, write_study
+from fourphase.benchmarks.phantoms.phantom import make_phantom
+from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy, write_study
 from fourphase.calibration import metrics
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import EnvironmentFault, InputMissing, ModelIncompatible, OutputNotWritable, UsageError

@@ -12,16 +12,16 @@ import numpy as np
 import onnx
 import pytest
 
-from fourphase.benchmarks import accuracy_bench, calibration_bench
-from fourphase.benchmarks.accuracy_plot import plot_calibration
-from fourphase.benchmarks.calibration_bench import (
+from fourphase.benchmarks.accuracy import accuracy_bench, calibration_bench
+from fourphase.benchmarks.accuracy.calibration_bench import (
     CalibrationResult,
     Subject,
     measure_calibration,
     read_subject,
     winner_of,
 )
-from fourphase.benchmarks.phantom_set import PhantomSet
+from fourphase.benchmarks.accuracy.plot import plot_calibration
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.calibration import metrics
 from fourphase.calibration.lowering import blocks_of, lowered_model
 from fourphase.calibration.qdq import int8_policy, quantizable_values

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from fourphase.benchmarks import engine_recording
-from fourphase.benchmarks.engine_recording import build_record, built_anyway, record_engine
+from fourphase.benchmarks.gpu import engine_recording
+from fourphase.benchmarks.gpu.engine_recording import build_record, built_anyway, record_engine
 from fourphase.engine.build import EnginePlan
 from fourphase.engine.options import DEFAULT_OPTIONS, EngineSource
 from fourphase.runtime.errors import EngineBuildFailed

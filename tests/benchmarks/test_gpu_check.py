@@ -17,7 +17,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from fourphase.benchmarks.gpu_kit import (
+from fourphase.benchmarks.gpu.kit import (
     BATCH,
     BUNDLE,
     MODELS,
@@ -27,9 +27,9 @@ from fourphase.benchmarks.gpu_kit import (
     load_kit_model,
     read_manifest,
 )
-from fourphase.benchmarks.gpu_kit_archive import pack
-from fourphase.benchmarks.gpu_kit_parts import Part, torch_reference
-from fourphase.benchmarks.gpu_kit_writer import _checked, write_kit
+from fourphase.benchmarks.gpu.kit_archive import pack
+from fourphase.benchmarks.gpu.kit_parts import Part, torch_reference
+from fourphase.benchmarks.gpu.kit_writer import _checked, write_kit
 from fourphase.benchmarks.networks import TINY
 from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.cuda import probe
@@ -45,7 +45,7 @@ STEP_KEYS = {"status", "reason", "seconds", "result", "error", "output_tail", "g
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Runs `gpu_check` as a person would; tiny layers run best on one thread."""
     return subprocess.run(
-        [sys.executable, "-m", "fourphase.benchmarks.gpu_check", *map(str, arguments)],
+        [sys.executable, "-m", "fourphase.benchmarks.gpu.gpu_check", *map(str, arguments)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

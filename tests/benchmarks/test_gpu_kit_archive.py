@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.gpu_kit import SCHEMA
-from fourphase.benchmarks.gpu_kit_archive import install_wheels, is_archive, pack, unpack
+from fourphase.benchmarks.gpu.kit import SCHEMA
+from fourphase.benchmarks.gpu.kit_archive import install_wheels, is_archive, pack, unpack
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fourphase.benchmarks.gpu_report import SCHEMA, Report, merge_reports, readable, recordings_file, with_limits
+from fourphase.benchmarks.gpu.report import SCHEMA, Report, merge_reports, readable, recordings_file, with_limits
 from fourphase.runtime.errors import InputMissing, UsageError
 
 COST = {"gmac": 50.0, "parameters": 10, "activations": 20, "inputs_outputs": 30}

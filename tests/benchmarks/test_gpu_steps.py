@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fourphase.benchmarks.gpu_kit import MODELS, PRECISIONS
-from fourphase.benchmarks.gpu_steps import CALLS, check_steps, selected
+from fourphase.benchmarks.gpu.kit import MODELS, PRECISIONS
+from fourphase.benchmarks.gpu.steps import CALLS, check_steps, selected
 from fourphase.benchmarks.guarded_steps import Step
 from fourphase.runtime.errors import UsageError
 

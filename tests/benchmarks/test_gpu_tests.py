@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fourphase.benchmarks.gpu_tests import run_gpu_tests, run_marked_tests
+from fourphase.benchmarks.gpu.gpu_tests import run_gpu_tests, run_marked_tests
 
 PASSING = """
 import pytest

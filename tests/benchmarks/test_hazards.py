@@ -13,14 +13,14 @@ from pydicom import dcmread
 from pydicom.dataset import Dataset
 from typer.testing import CliRunner
 
-from fourphase.benchmarks import hazards
 from fourphase.benchmarks.cli import app
-from fourphase.benchmarks.hazard import EXACT, Bound, Case, Hazard, change_all, copy_of
-from fourphase.benchmarks.hazard_codecs import COMPRESSED, UNCOMPRESSED, transcode
-from fourphase.benchmarks.hazard_flips import count_flips
-from fourphase.benchmarks.hazard_ours import OurReader
-from fourphase.benchmarks.hazard_readers import ReaderOutcome, read_with, reader_version
-from fourphase.benchmarks.hazard_study import MARKERS, SoundStudy, make_sound
+from fourphase.benchmarks.hazards import cli as hazards
+from fourphase.benchmarks.hazards.codecs import COMPRESSED, UNCOMPRESSED, transcode
+from fourphase.benchmarks.hazards.flips import count_flips
+from fourphase.benchmarks.hazards.hazard import EXACT, Bound, Case, Hazard, change_all, copy_of
+from fourphase.benchmarks.hazards.ours import OurReader
+from fourphase.benchmarks.hazards.readers import ReaderOutcome, read_with, reader_version
+from fourphase.benchmarks.hazards.study import MARKERS, SoundStudy, make_sound
 from fourphase.runtime.errors import OutputNotWritable, UsageError
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourphase.benchmarks.latency_stats import (
+from fourphase.benchmarks.latency.statistics import (
     Measurement,
     Protocol,
     Sample,

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.lesion import KINDS, PHASES, Lesion, make_lesion
+from fourphase.benchmarks.phantoms.lesion import KINDS, PHASES, Lesion, make_lesion
 
 LIVER_HU = 100.0
 

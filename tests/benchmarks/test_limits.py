@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from fourphase.benchmarks.limits import Cost, limit_of, measure_peaks, network_cost
+from fourphase.benchmarks.latency.limits import Cost, limit_of, measure_peaks, network_cost
 from fourphase.export.config import NetworkConfig
 from fourphase.export.network import FourPhaseNet
 

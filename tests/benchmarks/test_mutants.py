@@ -14,13 +14,13 @@ from pydicom.filebase import DicomBytesIO
 from typer.testing import CliRunner
 
 from fourphase.benchmarks.cli import app
-from fourphase.benchmarks.mutant import Change, Content, Mutant, phase_files
-from fourphase.benchmarks.mutant_check import Bench, Verdict
-from fourphase.benchmarks.mutant_elements import encoded, layout_of, rebuilt
-from fourphase.benchmarks.mutant_kinds import KINDS, make_mutant
-from fourphase.benchmarks.mutant_pool import run_mutants
-from fourphase.benchmarks.mutant_study import MARKER, PHASES, VARIANTS, BaseStudies, BaseStudy
-from fourphase.benchmarks.mutants import FORBIDDEN, summary
+from fourphase.benchmarks.mutants.check import Bench, Verdict
+from fourphase.benchmarks.mutants.cli import FORBIDDEN, summary
+from fourphase.benchmarks.mutants.elements import encoded, layout_of, rebuilt
+from fourphase.benchmarks.mutants.kinds import KINDS, make_mutant
+from fourphase.benchmarks.mutants.mutant import Change, Content, Mutant, phase_files
+from fourphase.benchmarks.mutants.pool import run_mutants
+from fourphase.benchmarks.mutants.study import MARKER, PHASES, VARIANTS, BaseStudies, BaseStudy
 from fourphase.runtime import pipeline, series, series_checks
 from fourphase.runtime.errors import Notice
 from fourphase.runtime.pixels import read_hu

@@ -21,7 +21,7 @@ from fourphase.benchmarks.networks import (
     untrained,
     write_untrained,
 )
-from fourphase.benchmarks.phantom_set import PhantomSet
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.export.blocks import record_blocks
 from fourphase.export.checkpoint import load_checkpoint
 from fourphase.export.network import FourPhaseNet

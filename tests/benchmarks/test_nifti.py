@@ -4,7 +4,7 @@ from typing import Any
 import nibabel
 import numpy as np
 
-from fourphase.benchmarks.nifti import write_label_mask
+from fourphase.benchmarks.phantoms.nifti import write_label_mask
 
 
 def load(path: Path) -> Any:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.lesion import make_lesion
-from fourphase.benchmarks.phantom import BOX_PHASE, KINDS, PHASES, Phantom, make_phantom
+from fourphase.benchmarks.phantoms.lesion import make_lesion
+from fourphase.benchmarks.phantoms.phantom import BOX_PHASE, KINDS, PHASES, Phantom, make_phantom
 from fourphase.runtime.errors import UsageError
 
 

@@ -11,10 +11,10 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, CTImageStorage, ExplicitVRLittleEndian
 
-from fourphase.benchmarks.phantom import BOX_PHASE, KINDS, PHASES, Phantom, make_phantom
-from fourphase.benchmarks.phantom_dicom import WrittenStudy, write_study
-from fourphase.benchmarks.phantom_headers import make_header
-from fourphase.benchmarks.scan import make_scans
+from fourphase.benchmarks.phantoms.phantom import BOX_PHASE, KINDS, PHASES, Phantom, make_phantom
+from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy, write_study
+from fourphase.benchmarks.phantoms.phantom_headers import make_header
+from fourphase.benchmarks.phantoms.scan import make_scans
 from fourphase.runtime.box import read_box
 from fourphase.runtime.errors import OutputNotWritable
 from fourphase.runtime.phases import assign_phases

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.phantom_set import PURPOSES, PhantomSet, check_fits, first_seed
+from fourphase.benchmarks.phantoms.phantom_set import PURPOSES, PhantomSet, check_fits, first_seed
 from fourphase.calibration.evaluation import Studies, positives_of
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import ModelIncompatible

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourphase.benchmarks import preprocess_check
-from fourphase.benchmarks.preprocess_check import CAPABILITIES, check_kernel_compilers, check_preprocessing
+from fourphase.benchmarks.gpu import preprocess_check
+from fourphase.benchmarks.gpu.preprocess_check import CAPABILITIES, check_kernel_compilers, check_preprocessing
 from fourphase.runtime import kernel_module
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import EnvironmentFault

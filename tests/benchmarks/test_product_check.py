@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fourphase.benchmarks import product_endurance, product_engines
-from fourphase.benchmarks.gpu_kit import BATCH, BUNDLE, SMALL
+from fourphase.benchmarks.gpu import product_endurance, product_engines
+from fourphase.benchmarks.gpu.kit import BATCH, BUNDLE, SMALL
+from fourphase.benchmarks.gpu.product_check import check_product
+from fourphase.benchmarks.gpu.product_endurance import check_leaks, check_rebuilds
 from fourphase.benchmarks.guarded_steps import Outcome
-from fourphase.benchmarks.product_check import check_product
-from fourphase.benchmarks.product_endurance import check_leaks, check_rebuilds
 from fourphase.engine.build import EnginePlan
 from fourphase.engine.bundle import GoldenFile, GoldenOutputs, OnnxModel, SplitOnnx
 from fourphase.engine.options import BuildOptions, EngineSource
@@ -40,7 +40,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
 
 @pytest.fixture
 def trt(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeTensorRT:
-    monkeypatch.setattr("fourphase.benchmarks.tensorrt_check.FLAVOURS", {"tensorrt": "json"})
+    monkeypatch.setattr("fourphase.benchmarks.gpu.tensorrt_check.FLAVOURS", {"tensorrt": "json"})
     monkeypatch.setattr(product_engines, "is_available", lambda: True)  # the stand-in of pycuda is no real module
     return FakeTensorRT(cuda, dict(PLANS)).install(monkeypatch)
 
@@ -130,7 +130,7 @@ def test_what_does_not_load_is_built_for_the_next_capability(
 def test_a_rehearsal_builds_and_runs_nothing(
     kit: Path, trt: FakeTensorRT, builds: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fourphase.benchmarks.product_check.why_not", lambda *_: "")
+    monkeypatch.setattr("fourphase.benchmarks.gpu.product_check.why_not", lambda *_: "")
     outcome = product(kit, device="cpu")
     assert outcome.status == "skipped"
     assert outcome.reason.startswith("built, not run")

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.phantom import KINDS, PHASES, make_phantom
-from fourphase.benchmarks.phantom_dicom import write_study
-from fourphase.benchmarks.rendering import augmented, render_hu, to_input
+from fourphase.benchmarks.phantoms.phantom import KINDS, PHASES, make_phantom
+from fourphase.benchmarks.phantoms.phantom_dicom import write_study
+from fourphase.benchmarks.phantoms.rendering import augmented, render_hu, to_input
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.pipeline import StudyRequest, prepare_study
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fourphase.benchmarks.phantom import BOX_PHASE, KINDS, make_phantom
-from fourphase.benchmarks.scan import correlated_noise, lesion_voxels, make_scans
+from fourphase.benchmarks.phantoms.phantom import BOX_PHASE, KINDS, make_phantom
+from fourphase.benchmarks.phantoms.scan import correlated_noise, lesion_voxels, make_scans
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import UsageError
 from fourphase.runtime.preprocess import VoxelWindow

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fourphase.benchmarks.session_on_buffers import SessionOnBuffers
+from fourphase.benchmarks.gpu.session_on_buffers import SessionOnBuffers
 from fourphase.runtime.cuda_context import open_gpu
 from fourphase.runtime.errors import ModelIncompatible
 from tests.support.fake_cuda import FakeCuda

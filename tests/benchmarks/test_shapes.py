@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourphase.benchmarks.shapes import (
+from fourphase.benchmarks.phantoms.shapes import (
     Column,
     Cut,
     Ellipsoid,

@@ -20,11 +20,11 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from fourphase.benchmarks import engine_on_tensors, tensorrt_check
-from fourphase.benchmarks.engine_on_tensors import EngineOnTensors
-from fourphase.benchmarks.gpu_kit import BATCH, KitModel
+from fourphase.benchmarks.gpu import engine_on_tensors, tensorrt_check
+from fourphase.benchmarks.gpu.engine_on_tensors import EngineOnTensors
+from fourphase.benchmarks.gpu.kit import BATCH, KitModel
+from fourphase.benchmarks.gpu.tensorrt_check import check_model, check_pair
 from fourphase.benchmarks.guarded_steps import Outcome
-from fourphase.benchmarks.tensorrt_check import check_model, check_pair
 from fourphase.engine.build import EnginePlan
 from fourphase.runtime.cuda import Probe
 from fourphase.runtime.errors import ModelIncompatible

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from fourphase.benchmarks import torch_latency
-from fourphase.benchmarks.torch_latency import BASELINE, VARIANTS, Variant, measure_network
-from fourphase.benchmarks.torch_timer import Inference, Transfers
+from fourphase.benchmarks.latency import torch_latency
+from fourphase.benchmarks.latency.torch_latency import BASELINE, VARIANTS, Variant, measure_network
+from fourphase.benchmarks.latency.torch_timer import Inference, Transfers
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from fourphase.benchmarks.training import FULL, QUICK, TrainingPlan, TrainingResult, train, write_checkpoint
-from fourphase.benchmarks.training_plot import plot_training
+from fourphase.benchmarks.accuracy.training import FULL, QUICK, TrainingPlan, TrainingResult, train, write_checkpoint
+from fourphase.benchmarks.accuracy.training_plot import plot_training
 from fourphase.export.checkpoint import load_checkpoint
 from fourphase.runtime.config import PreprocessingConfig
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fourphase.benchmarks.phantom_set import PhantomSet
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.calibration.lowering import blocks_of, lowered_model
 from fourphase.calibration.qdq import int8_policy, quantizable_values
 from fourphase.calibration.scales import collect_histograms, scales_from

@@ -1,0 +1,1 @@
+"""`fp-bench latency`: networks in runtimes, in turns, with the floor beside them. Nothing is imported here."""

@@ -1,0 +1,1 @@
+"""Synthetic four-phase liver studies: anatomy, lesion, scan, DICOM. Nothing is imported here."""
