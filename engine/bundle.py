@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from fourphase.engine.build import EnginePlan
 from fourphase.runtime.atomic import new_directory
+from fourphase.runtime.backend import OUTPUTS
 from fourphase.runtime.bundle import MANIFEST, SCHEMA, Bundle, load_bundle, manifest_digest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import OutputNotWritable
@@ -73,12 +74,12 @@ class GoldenOutputs:
     """A model's outputs for the golden inputs.
 
     Attributes:
-        logits: float32 (N, K). phase_logits: float32 (N, P, K).
+        logits: float32 (N, K). phase_logits: float32 (N, P, K); None for a network that has none.
         tolerance: what a backend may differ by.
     """
 
     logits: NDArray[np.float32]
-    phase_logits: NDArray[np.float32]
+    phase_logits: NDArray[np.float32] | None
     tolerance: Tolerance
 
 
@@ -108,6 +109,7 @@ class BundleContents:
         tools: package -> version.
         calibration: JSON types; None for a bundle without INT8.
         extra: further files, name -> bytes: the INT8 scales, the page of the report.
+        outputs: what the models give, `backend.OUTPUTS` or `backend.LOGITS_ALONE`.
     """
 
     classes: tuple[str, ...]
@@ -122,6 +124,7 @@ class BundleContents:
     tools: Mapping[str, str] = field(default_factory=dict)
     calibration: Mapping[str, Any] | None = None
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    outputs: tuple[str, ...] = OUTPUTS
 
 
 def check_target(target: Path) -> None:
@@ -161,6 +164,7 @@ def contents_of(bundle: Bundle) -> BundleContents:
         tools=bundle.tools,
         calibration=bundle.calibration,
         extra={name: bundle.read(name) for name in bundle.files if name not in written},
+        outputs=bundle.outputs,
     )
 
 
@@ -228,6 +232,7 @@ def _manifest(contents: BundleContents, records: Mapping[str, Mapping[str, objec
                 "tools": dict(contents.tools),
                 "classes": list(contents.classes),
                 "phases": list(contents.phases),
+                **({} if contents.outputs == OUTPUTS else {"outputs": list(contents.outputs)}),
                 "network": dict(contents.network),
                 "preprocessing": contents.preprocessing.to_dict(),
                 "models": {precision: _model_section(precision, model) for precision, model in contents.models.items()},
@@ -274,8 +279,14 @@ def _write(folder: Path, name: str, data: bytes) -> dict[str, object]:
 
 
 def _golden_section(golden: GoldenFile) -> dict[str, Any]:
-    tolerances = {name: asdict(found.tolerance) for name, found in golden.outputs.items()}
+    tolerances = {name: _tolerance_section(found) for name, found in golden.outputs.items()}
     return {"file": GOLDEN, **tolerances.pop("fp32"), "lowered": tolerances}
+
+
+def _tolerance_section(found: GoldenOutputs) -> dict[str, float]:
+    """A network without phase logits has no tolerance for them."""
+    section: dict[str, float] = asdict(found.tolerance)
+    return section if found.phase_logits is not None else {key: section[key] for key in ("atol", "rtol")}
 
 
 def _npz(golden: GoldenFile) -> bytes:
@@ -283,7 +294,9 @@ def _npz(golden: GoldenFile) -> bytes:
     arrays: dict[str, NDArray[Any]] = {"inputs_u8": golden.codes}
     for precision, found in golden.outputs.items():
         suffix = "" if precision == "fp32" else f".{precision}"
-        arrays |= {f"logits{suffix}": found.logits, f"phase_logits{suffix}": found.phase_logits}
+        arrays[f"logits{suffix}"] = found.logits
+        if found.phase_logits is not None:
+            arrays[f"phase_logits{suffix}"] = found.phase_logits
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

@@ -8,9 +8,13 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Backend", "Outputs"]
+__all__ = ["LOGITS_ALONE", "OUTPUTS", "Backend", "Outputs"]
 
 Floats = NDArray[np.float32]
+
+#: What a network gives: for the whole study and for every phase, as ours does, or, as a 3D CNN, for the study alone.
+OUTPUTS = ("logits", "phase_logits")
+LOGITS_ALONE = ("logits",)
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +23,11 @@ class Outputs:
 
     Attributes:
         logits: float32 (B, K).
-        phase_logits: float32 (B, P, K).
+        phase_logits: float32 (B, P, K); None for a network that has none.
     """
 
     logits: Floats
-    phase_logits: Floats
+    phase_logits: Floats | None
 
 
 class Backend(Protocol):

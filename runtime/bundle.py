@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
+from fourphase.runtime.backend import LOGITS_ALONE, OUTPUTS
 from fourphase.runtime.config import PreprocessingConfig, canonical_json
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
 from fourphase.runtime.golden import Golden, Tolerance, golden_from_bytes
@@ -82,6 +83,7 @@ class Bundle:
         sha256: of the manifest's bytes; it identifies the bundle because the manifest holds the hash of every file.
         network: the network's configuration, or what is known of a model brought along.
         models: precision -> ONNX. engines: the serialized engines, possibly none.
+        outputs: what the models give, `backend.OUTPUTS` or `backend.LOGITS_ALONE`.
         tolerances: precision -> what its golden outputs allow; fp32 always has some.
     """
 
@@ -99,6 +101,7 @@ class Bundle:
     tools: Mapping[str, str]
     calibration: Mapping[str, Any] | None
     parity: Mapping[str, Any]
+    outputs: tuple[str, ...] = OUTPUTS
 
     @property
     def input_shape(self) -> tuple[int, int, int, int, int]:
@@ -140,6 +143,7 @@ class Bundle:
             tolerance=self.tolerances[precision],
             preprocessing=self.preprocessing,
             suffix="" if precision == "fp32" else f".{precision}",
+            outputs=self.outputs,
         )
 
 
@@ -198,6 +202,7 @@ def _bundle(path: Path, sha256: str, manifest: Mapping[str, Any]) -> Bundle:
         tools=_value(manifest, "tools", dict),
         calibration=None if calibration is None else _value(manifest, "calibration", dict),
         parity=_value(manifest, "parity", dict),
+        outputs=_outputs(manifest),
     )
     _check_references(bundle)
     return bundle
@@ -257,6 +262,19 @@ def _names(manifest: Mapping[str, Any], key: str) -> tuple[str, ...]:
     if not names or len(set(map(str, names))) != len(names) or not all(isinstance(name, str) for name in names):
         raise _incompatible(f"the bundle's manifest has no valid list of {key}", "manifest_invalid")
     return tuple(names)
+
+
+def _outputs(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """A manifest that says nothing speaks of a network with both outputs."""
+    if "outputs" not in manifest:
+        return OUTPUTS
+    names = _names(manifest, "outputs")
+    if names not in (OUTPUTS, LOGITS_ALONE):
+        raise _incompatible(
+            f"the bundle's outputs are {', '.join(names)}; this version reads logits, phase_logits, or logits alone",
+            "manifest_invalid",
+        )
+    return names
 
 
 def _tolerances(golden: Mapping[str, Any]) -> dict[str, Tolerance]:

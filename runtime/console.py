@@ -40,6 +40,7 @@ _EXTRAS = {
     "PIL": "preview",
     "pynetdicom": "listen",
     "SimpleITK": "dev",
+    "ray": "ray",
 }
 
 _quiet = False

@@ -212,7 +212,7 @@ class DeviceStudy:
             raise RuntimeError(f"phases {sorted(self._missing)} were not written")
         with self._in_use():
             arrived = self._model.start_written().wait(1)
-        return checked_outputs(arrived["logits"], arrived["phase_logits"])
+        return checked_outputs(arrived["logits"], arrived.get("phase_logits"))
 
     def download(self) -> Floats:
         """Waits for what was enqueued; a copy of the input as the engine reads it."""

@@ -11,12 +11,14 @@ from __future__ import annotations
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fourphase.runtime.backend import OUTPUTS
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import ModelIncompatible
 
@@ -49,13 +51,13 @@ class Golden:
     Attributes:
         codes: windowed values times 255, uint8 (N, P, T, C, H, W); one study at a time becomes float32.
         logits: float32 (N, K).
-        phase_logits: float32 (N, P, K).
+        phase_logits: float32 (N, P, K); None for a network that has none.
         tolerance: what a backend may differ by.
     """
 
     codes: Codes
     logits: Floats
-    phase_logits: Floats
+    phase_logits: Floats | None
     tolerance: Tolerance
     preprocessing: PreprocessingConfig
 
@@ -75,31 +77,31 @@ def golden_from_bytes(
     tolerance: Tolerance,
     preprocessing: PreprocessingConfig,
     suffix: str = "",
+    outputs: Sequence[str] = OUTPUTS,
 ) -> Golden:
-    """Reads a golden .npz with arrays `inputs_u8`, `logits` and `phase_logits`.
+    """Reads a golden .npz with arrays `inputs_u8`, `logits` and, if the network has them, `phase_logits`.
 
     Args:
         input_shape: (P, T, C, H, W) of one study.
         classes: K.
         tolerance: of these outputs.
         suffix: of the outputs' names, ".int8" for those of the int8 model; "" for FP32's.
+        outputs: the network's, `OUTPUTS` or `LOGITS_ALONE`.
 
-    Raises: ModelIncompatible if an array is missing or not of the type and shape that the arguments imply.
+    Raises: ModelIncompatible if an array is missing, not of the type and shape that the arguments imply, or of an
+        output that the network does not have.
     """
     arrays = _load_arrays(data)
     codes = arrays.get("inputs_u8", np.empty(0, np.uint8))
     count, phases = len(codes) if codes.ndim else 0, input_shape[0]
-    expected = {
-        "inputs_u8": (np.uint8, (count, *input_shape)),
-        f"logits{suffix}": (np.float32, (count, classes)),
-        f"phase_logits{suffix}": (np.float32, (count, phases, classes)),
-    }
-    for name, (kind, shape) in expected.items():
-        array = arrays.get(name)
-        if not count or array is None or array.dtype != kind or array.shape != shape:
-            raise _invalid(f"{name} is missing or not of the type and shape that the manifest implies")
-    outputs = arrays[f"logits{suffix}"], arrays[f"phase_logits{suffix}"]
-    return Golden(codes, *outputs, tolerance, preprocessing)
+    shapes = {"logits": (count, classes), "phase_logits": (count, phases, classes)}
+    _check_array("inputs_u8", arrays, np.uint8, (count, *input_shape))
+    for name, shape in shapes.items():
+        if name in outputs:
+            _check_array(f"{name}{suffix}", arrays, np.float32, shape)
+        elif f"{name}{suffix}" in arrays:
+            raise _invalid(f"{name}{suffix} is there, and the manifest says that the network has none")
+    return Golden(codes, arrays[f"logits{suffix}"], arrays.get(f"phase_logits{suffix}"), tolerance, preprocessing)
 
 
 def study_from_codes(codes: Codes, config: PreprocessingConfig) -> Floats:
@@ -112,6 +114,12 @@ def study_from_codes(codes: Codes, config: PreprocessingConfig) -> Floats:
     study -= np.asarray(config.mean, dtype=np.float32)[:, None, None]
     study /= np.asarray(config.std, dtype=np.float32)[:, None, None]
     return study
+
+
+def _check_array(name: str, arrays: Mapping[str, NDArray[Any]], kind: type[Any], shape: tuple[int, ...]) -> None:
+    array = arrays.get(name)
+    if array is None or not shape[0] or array.dtype != kind or array.shape != shape:
+        raise _invalid(f"{name} is missing or not of the type and shape that the manifest implies")
 
 
 def _load_arrays(data: bytes) -> dict[str, NDArray[Any]]:

@@ -58,10 +58,11 @@ def check_input(study: Floats, input_shape: tuple[int, ...]) -> None:
         )
 
 
-def checked_outputs(logits: NDArray[np.floating], phase_logits: NDArray[np.floating]) -> Outputs:
+def checked_outputs(logits: NDArray[np.floating], phase_logits: NDArray[np.floating] | None = None) -> Outputs:
     """Copies as float32, also where the graph's outputs are FP16. Raises: SelfCheckFailed if one is not finite."""
-    outputs = Outputs(np.array(logits, dtype=np.float32), np.array(phase_logits, dtype=np.float32))
-    if not (np.isfinite(outputs.logits).all() and np.isfinite(outputs.phase_logits).all()):
+    phases = None if phase_logits is None else np.array(phase_logits, dtype=np.float32)
+    outputs = Outputs(np.array(logits, dtype=np.float32), phases)
+    if not (np.isfinite(outputs.logits).all() and (phases is None or np.isfinite(phases).all())):
         raise SelfCheckFailed(
             "the network's output is not finite",
             "do not use this bundle; build it again and compare it with fp-export verify",
@@ -86,7 +87,8 @@ def check_interface(inputs: Sequence[Tensor], outputs: Sequence[Tensor], bundle:
     """
     phases, classes = len(bundle.phases), len(bundle.classes)
     _check_tensors("inputs", inputs, {"study": bundle.input_shape}, ("float32",))
-    expected = {"logits": (classes,), "phase_logits": (phases, classes)}
+    shapes = {"logits": (classes,), "phase_logits": (phases, classes)}
+    expected = {name: shapes[name] for name in bundle.outputs}
     _check_tensors("outputs", outputs, expected, ("float32", "float16"))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backend import Outputs
+from fourphase.runtime.backend import OUTPUTS, Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import ModelIncompatible
 from fourphase.runtime.inference_checks import (
@@ -44,11 +44,12 @@ _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 @dataclass(frozen=True, eq=False)
 class OnnxRuntimeBackend:
-    """A loaded session. `input_shape` is (P, T, C, H, W)."""
+    """A loaded session. `input_shape` is (P, T, C, H, W), `outputs` what the network gives."""
 
     session: Any
     precision: str
     input_shape: tuple[int, ...]
+    outputs: tuple[str, ...] = OUTPUTS
     name: str = "onnxruntime"
     max_batch: int | None = None
 
@@ -63,10 +64,10 @@ class OnnxRuntimeBackend:
         """
         check_input(study, self.input_shape)
         try:
-            logits, phase_logits = self.session.run(["logits", "phase_logits"], {"study": study})
+            found = self.session.run(list(self.outputs), {"study": study})
         except Exception as error:  # the package's exceptions share no base class
             raise run_failed(error, "ONNX Runtime") from error
-        return checked_outputs(logits, phase_logits)
+        return checked_outputs(*found)
 
 
 def is_available() -> bool:
@@ -101,7 +102,7 @@ def load_backend(bundle: Bundle, precision: str) -> OnnxRuntimeBackend:
             key="model_not_loadable",
         ) from error
     check_interface(_tensors(session.get_inputs()), _tensors(session.get_outputs()), bundle)
-    return OnnxRuntimeBackend(session, precision, bundle.input_shape)
+    return OnnxRuntimeBackend(session, precision, bundle.input_shape, bundle.outputs)
 
 
 def _options(onnxruntime: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.runtime.backend import Outputs
+from fourphase.runtime.backend import OUTPUTS, Outputs
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cpu import int8_instructions
 from fourphase.runtime.errors import ModelIncompatible
@@ -49,11 +49,12 @@ _TELEMETRY = "openvino_telemetry"
 
 @dataclass(frozen=True, eq=False)
 class OpenVINOBackend:
-    """A compiled model. `input_shape` is (P, T, C, H, W)."""
+    """A compiled model. `input_shape` is (P, T, C, H, W), `outputs` what the network gives."""
 
     request: Any
     precision: str
     input_shape: tuple[int, ...]
+    outputs: tuple[str, ...] = OUTPUTS
     name: str = "openvino"
     max_batch: int | None = None
 
@@ -71,7 +72,7 @@ class OpenVINOBackend:
             found = self.request.infer({"study": study})
         except Exception as error:  # the package raises RuntimeError for everything
             raise run_failed(error, "OpenVINO") from error
-        return checked_outputs(found["logits"], found["phase_logits"])
+        return checked_outputs(*(found[name] for name in self.outputs))
 
 
 def is_available() -> bool:
@@ -105,7 +106,7 @@ def load_backend(bundle: Bundle, precision: str) -> OpenVINOBackend:
             "update openvino, build the bundle again with fp-export build-engine, or use --backend onnxruntime",
             key="model_not_loadable",
         ) from error
-    return OpenVINOBackend(compiled.create_infer_request(), precision, bundle.input_shape)
+    return OpenVINOBackend(compiled.create_infer_request(), precision, bundle.input_shape, bundle.outputs)
 
 
 def _package() -> Any:

@@ -61,11 +61,13 @@ def _compare(backend: Backend, golden: Golden, indices: list[int]) -> float:
     """The largest difference of these golden inputs in one batch, all within the tolerance."""
     studies = np.concatenate([golden.study(index) for index in indices])
     outputs, tolerance = backend.infer(studies), golden.tolerance
-    pairs = (
-        ("logits", outputs.logits, golden.logits[indices], tolerance.atol),
-        ("phase_logits", outputs.phase_logits, golden.phase_logits[indices], tolerance.phase_atol),
-    )
-    return max(_difference(*pair, tolerance.rtol, backend) for pair in pairs)
+    worst = _difference("logits", outputs.logits, golden.logits[indices], tolerance.atol, tolerance.rtol, backend)
+    if (outputs.phase_logits is None) != (golden.phase_logits is None):
+        raise _failed(f"it gives {'no' if outputs.phase_logits is None else 'unexpected'} phase_logits", backend)
+    if outputs.phase_logits is None or golden.phase_logits is None:
+        return worst
+    phases = outputs.phase_logits, golden.phase_logits[indices]
+    return max(worst, _difference("phase_logits", *phases, tolerance.phase_atol, tolerance.rtol, backend))
 
 
 def _difference(name: str, output: Floats, wanted: Floats, atol: float, rtol: float, backend: Backend) -> float:

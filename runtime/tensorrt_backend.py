@@ -180,7 +180,7 @@ class TensorRTBackend:
     def _land(self, outgoing: Outgoing, count: int, is_last: bool) -> tuple[Outputs, bool]:
         with self._machine.gpu.current():
             arrived = outgoing.wait(count)
-        return checked_outputs(arrived["logits"], arrived["phase_logits"]), is_last
+        return checked_outputs(arrived["logits"], arrived.get("phase_logits")), is_last
 
     def _drain(self) -> None:
         """Nothing may still be reading a buffer when the next run fills it."""
@@ -192,9 +192,8 @@ class TensorRTBackend:
 def _joined(parts: list[Outputs]) -> Outputs:
     if len(parts) == 1:
         return parts[0]
-    return Outputs(
-        np.concatenate([part.logits for part in parts]), np.concatenate([part.phase_logits for part in parts])
-    )
+    phases = [part.phase_logits for part in parts if part.phase_logits is not None]
+    return Outputs(np.concatenate([part.logits for part in parts]), np.concatenate(phases) if phases else None)
 
 
 def load_engine_backend(parts: EngineParts, bundle: Bundle, *, use_graph: bool = True) -> TensorRTBackend:
@@ -239,10 +238,8 @@ def _warm_up(model: Model, input_shape: tuple[int, ...]) -> None:
 def _load_model(machine: Machine, flavour: Flavour, parts: EngineParts, bundle: Bundle) -> Model:
     phases, slices, *pixels = bundle.input_shape
     classes = len(bundle.classes)
-    outputs = (
-        EngineTensor("logits", (classes,), _HALF_TOO),
-        EngineTensor("phase_logits", (phases, classes), _HALF_TOO),
-    )
+    shapes = {"logits": (classes,), "phase_logits": (phases, classes)}
+    outputs = tuple(EngineTensor(name, shapes[name], _HALF_TOO) for name in bundle.outputs)
 
     def load(role: str, source: EngineTensor, targets: Sequence[EngineTensor], max_batch: int) -> TrtSession:
         plan = parts.plans[role]

@@ -11,9 +11,10 @@ import pytest
 
 from fourphase.engine import bundle as writer
 from fourphase.engine.build import EnginePlan
-from fourphase.engine.bundle import check_target, write_bundle
+from fourphase.engine.bundle import check_target, contents_of, write_bundle
 from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.errors import ModelIncompatible, OutputNotWritable
+from tests.support.logits_alone import LOGITS_ALONE_MODEL, write_logits_alone
 from tests.support.plans import META
 from tests.support.tiny_bundle import tiny_contents, tiny_golden, tiny_model, write_tiny
 
@@ -142,3 +143,36 @@ def test_golden_inputs_take_their_place_as_bytes(tmp_path: Path) -> None:
             "logits": "float32",
             "phase_logits": "float32",
         }
+
+
+def test_a_manifest_with_both_outputs_is_that_of_earlier_versions(tmp_path: Path) -> None:
+    """Bundles are known by the hash of its bytes: no key more, none less, in this order."""
+    manifest = json.loads((write_tiny(tmp_path / "bundle").path / "manifest.json").read_bytes())
+    assert " ".join(manifest) == (
+        "schema tools classes phases network preprocessing models engines golden calibration parity files digest"
+    )
+    assert list(manifest["golden"]) == ["file", "atol", "rtol", "phase_atol", "lowered"]
+
+
+def test_a_bundle_of_logits_alone_holds_nothing_of_phase_logits(tmp_path: Path) -> None:
+    bundle = write_logits_alone(tmp_path / "bundle")
+    manifest = json.loads((bundle.path / "manifest.json").read_bytes())
+    assert manifest["outputs"] == ["logits"]
+    assert set(manifest["golden"]) == {"file", "lowered", "atol", "rtol"}
+    with np.load(bundle.path / "golden.npz", allow_pickle=False) as arrays:
+        assert set(arrays.files) == {"inputs_u8", "logits"}
+
+
+def test_a_bundle_of_logits_alone_is_the_same_when_written_again(tmp_path: Path) -> None:
+    bundle = write_logits_alone(tmp_path / "bundle")
+    again = write_bundle(tmp_path / "again", contents_of(bundle))
+    assert again.outputs == ("logits",)
+    assert tree(again.path) == tree(bundle.path)
+
+
+def test_golden_outputs_that_do_not_fit_the_outputs_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ModelIncompatible, match="phase_logits is there"):
+        write_logits_alone(tmp_path / "more", golden=tiny_golden())
+    with pytest.raises(ModelIncompatible, match="phase_logits is missing"):
+        write_tiny(tmp_path / "less", tiny_model(LOGITS_ALONE_MODEL), golden=tiny_golden(phase_logits=None))
+    assert list(tmp_path.iterdir()) == []

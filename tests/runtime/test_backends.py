@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,7 +29,18 @@ from fourphase.runtime.errors import (
 )
 from fourphase.runtime.inference_checks import package_missing
 from fourphase.runtime.plan_meta import Machine
-from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_contents, tiny_model, write_tiny
+from fourphase.runtime.selfcheck import self_check
+from tests.support.dicom import write_phases
+from tests.support.logits_alone import LOGITS_ALONE_MODEL, write_logits_alone
+from tests.support.tiny_bundle import (
+    PREPROCESSING,
+    SHAPE,
+    TINY_MODEL,
+    reference_outputs,
+    tiny_contents,
+    tiny_model,
+    write_tiny,
+)
 
 NO_GPU = Probe(None, "no CUDA device (no NVIDIA driver)")
 L4 = Probe(Device("NVIDIA L4", "8.9", "13.0", None), "CUDA device NVIDIA L4, compute capability 8.9")
@@ -50,6 +62,7 @@ def test_onnxruntime_agrees_with_the_reference_evaluator(bundle: Bundle, batch: 
     outputs = backend.infer(studies(batch))
     logits, phase_logits = reference_outputs(tiny_model(), studies(batch))
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-5, atol=1e-6)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, phase_logits, rtol=1e-5, atol=1e-6)
     assert outputs.logits.dtype == outputs.phase_logits.dtype == np.float32
 
@@ -265,9 +278,57 @@ def test_biases_beside_small_fp16_scales_are_not_lost(tmp_path: Path) -> None:
     assert np.abs(logits).max() > 3e-3, "without a bias there would be nothing to lose"
     outputs = backend.infer(study)
     np.testing.assert_allclose(outputs.logits, logits, atol=1.3e-4)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, phase_logits, atol=1.3e-4)
     import onnxruntime
 
     plain = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"]).run(["logits"], {"study": study})[0]
     if np.allclose(plain, logits, atol=1.3e-4):
         pytest.skip("this ONNX Runtime has no such fault any more")
+
+
+# ---- a network without phase logits
+
+
+def test_logits_alone_are_those_of_the_network_with_both(tmp_path: Path, bundle: Bundle) -> None:
+    alone = write_logits_alone(tmp_path / "alone")
+    backend = choose_backend(alone, "onnxruntime").backend
+    outputs = backend.infer(studies(3))
+    np.testing.assert_allclose(outputs.logits, reference_outputs(tiny_model(), studies(3))[0], rtol=1e-5, atol=1e-6)
+    assert outputs.logits.tobytes() == choose_backend(bundle).backend.infer(studies(3)).logits.tobytes()
+    assert outputs.phase_logits is None
+    assert self_check(backend, alone, all_inputs=True).inputs == 2
+
+
+def test_a_non_finite_logit_is_never_returned_without_phase_logits_either(tmp_path: Path) -> None:
+    model = tiny_model(LOGITS_ALONE_MODEL.replace("Add(scores, bias)", "Log(scores)"))
+    backend = choose_backend(write_logits_alone(tmp_path / "bundle", model), "onnxruntime").backend
+    with pytest.raises(SelfCheckFailed, match="not finite"):
+        backend.infer(-np.abs(studies(1)))
+
+
+def test_a_model_with_an_output_more_or_less_than_its_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelIncompatible, match=r"outputs are logits, phase_logits, not logits$") as caught:
+        choose_backend(write_logits_alone(tmp_path / "more", tiny_model()))
+    assert caught.value.key == "model_interface"
+    with pytest.raises(ModelIncompatible, match=r"outputs are logits, not logits, phase_logits$"):
+        choose_backend(write_tiny(tmp_path / "less", tiny_model(LOGITS_ALONE_MODEL)))
+
+
+def test_fp_run_gives_the_same_result_without_phase_logits(tmp_path: Path) -> None:
+    """End to end: what is said of the study comes from its logits; the phases are the four of the bundle."""
+    write_phases(tmp_path / "study")
+    (tmp_path / "box.json").write_text(json.dumps({"space": "LPS_mm", "min": [-2, -4, 6], "max": [2, 4, 12]}))
+    small = replace(PREPROCESSING, margin_mm=2.0)
+    found = []
+    for name, write in (("both", write_tiny), ("alone", write_logits_alone)):
+        write(tmp_path / name, preprocessing=small)
+        line = [sys.executable, "-m", "fourphase.runtime.cli", "study", "--box", "box.json", "--bundle", name, "--json"]
+        done = subprocess.run([*line, "--quiet"], cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    both, alone = found
+    assert alone["prediction"] == both["prediction"]
+    assert list(alone["phases"]) == ["NC", "ART", "PV", "DL"]
+    assert alone["backend"]["self_check"] == "passed"
+    assert "phase_logits" not in json.dumps(alone)

@@ -19,6 +19,7 @@ from fourphase.runtime.bundle import Bundle, is_safe_name, load_bundle, manifest
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import IntegrityError, ModelIncompatible
 from fourphase.runtime.golden import Tolerance, golden_from_bytes, study_from_codes
+from tests.support.logits_alone import write_logits_alone
 from tests.support.tiny_bundle import PREPROCESSING, SHAPE, tiny_contents, tiny_model, write_tiny
 
 
@@ -259,3 +260,42 @@ def test_a_golden_file_that_unpacks_to_gigabytes_is_refused(monkeypatch: pytest.
     monkeypatch.setattr("fourphase.runtime.golden._MAX_BYTES", 1000)
     with pytest.raises(ModelIncompatible, match="unpacks"):
         golden_from_bytes(npz(**golden_arrays()), SHAPE, 2, tolerance=NONE, preprocessing=PREPROCESSING)
+
+
+# ---- a network without phase logits
+
+
+def test_a_manifest_that_names_no_outputs_speaks_of_both(bundle: Bundle) -> None:
+    assert "outputs" not in json.loads((bundle.path / "manifest.json").read_bytes())
+    assert load_bundle(bundle.path).outputs == ("logits", "phase_logits")
+    named = edit_manifest(bundle, lambda manifest: manifest.update(outputs=["logits", "phase_logits"]))
+    assert load_bundle(named).outputs == ("logits", "phase_logits")
+
+
+def test_a_bundle_of_logits_alone_is_read_back(tmp_path: Path) -> None:
+    bundle = load_bundle(write_logits_alone(tmp_path / "alone").path)
+    assert bundle.outputs == ("logits",)
+    assert bundle.golden().phase_logits is None
+    np.testing.assert_array_equal(bundle.golden().logits, tiny_contents().golden.outputs["fp32"].logits)
+    assert bundle.phases == ("NC", "ART", "PV", "DL")
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [["phase_logits"], ["phase_logits", "logits"], ["logits", "logits"], ["logits", "mask"], [], "logits", None],
+)
+def test_other_outputs_are_refused(bundle: Bundle, outputs: Any) -> None:
+    with pytest.raises(ModelIncompatible, match="output") as caught:
+        load_bundle(edit_manifest(bundle, lambda manifest: manifest.update(outputs=outputs)))
+    assert (caught.value.code, caught.value.key) == (20, "manifest_invalid")
+
+
+def test_golden_phase_logits_must_be_there_exactly_if_the_network_has_them(tmp_path: Path, bundle: Bundle) -> None:
+    less = edit_manifest(bundle, lambda manifest: manifest.update(outputs=["logits"]))
+    with pytest.raises(ModelIncompatible, match="phase_logits is there") as caught:
+        load_bundle(less).golden()
+    assert caught.value.key == "golden_invalid"
+    alone = write_logits_alone(tmp_path / "alone")
+    more = edit_manifest(alone, lambda manifest: manifest.pop("outputs"))
+    with pytest.raises(ModelIncompatible, match="phase_logits is missing"):
+        load_bundle(more).golden()

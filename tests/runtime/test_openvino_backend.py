@@ -26,6 +26,7 @@ from fourphase.runtime.errors import (
     SelfCheckFailed,
 )
 from fourphase.runtime.selfcheck import self_check
+from tests.support.logits_alone import write_logits_alone
 from tests.support.tiny_bundle import SHAPE, TINY_MODEL, reference_outputs, tiny_contents, tiny_model, write_tiny
 
 pytestmark = pytest.mark.skipif(not openvino_backend.is_available(), reason="needs the extra [openvino]")
@@ -83,6 +84,7 @@ def test_fp32_agrees_with_the_reference_evaluator(bundle: Bundle, batch: int) ->
     outputs = backend.infer(studies(batch))
     logits, phase_logits = reference_outputs(tiny_model(), studies(batch))
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-5, atol=1e-6)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, phase_logits, rtol=1e-5, atol=1e-6)
     assert outputs.logits.dtype == outputs.phase_logits.dtype == np.float32
 
@@ -94,6 +96,7 @@ def test_int8_agrees_with_the_reference_evaluator(both: Bundle) -> None:
     outputs = backend.infer(studies(2))
     logits, phase_logits = reference_outputs(tiny_model(INT8_MODEL), studies(2))
     np.testing.assert_allclose(outputs.logits, logits, rtol=1e-4, atol=1e-5)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, phase_logits, rtol=1e-4, atol=1e-5)
 
 
@@ -214,3 +217,14 @@ def test_nothing_is_imported_early_and_nothing_is_reported_to_intel(bundle: Bund
         "sys.exit(any(module for name, module in sys.modules.items() if name.startswith('openvino_telemetry')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_a_network_without_phase_logits_runs_and_passes_its_check(tmp_path: Path) -> None:
+    bundle = write_logits_alone(tmp_path / "bundle")
+    backend = choose_backend(bundle, "openvino").backend
+    outputs = backend.infer(studies(2))
+    np.testing.assert_allclose(outputs.logits, reference_outputs(tiny_model(), studies(2))[0], rtol=1e-5, atol=1e-6)
+    assert outputs.phase_logits is None
+    assert self_check(backend, bundle, all_inputs=True).inputs == 2
+    with pytest.raises(ModelIncompatible, match=r"outputs are .*, not logits$"):
+        choose_backend(write_logits_alone(tmp_path / "more", tiny_model()), "openvino")

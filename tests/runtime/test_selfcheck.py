@@ -12,6 +12,7 @@ from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.errors import SelfCheckFailed
 from fourphase.runtime.golden import Tolerance
 from fourphase.runtime.selfcheck import self_check
+from tests.support.logits_alone import write_logits_alone
 from tests.support.tiny_bundle import TINY_MODEL, tiny_golden, tiny_model, write_tiny
 
 Floats = NDArray[np.float32]
@@ -46,10 +47,12 @@ class Fake:
         rows = [
             next(i for i in range(len(self.golden)) if np.array_equal(self.golden.study(i)[0], one)) for one in study
         ]
-        logits, phase_logits = self.golden.logits[rows].copy(), self.golden.phase_logits[rows].copy()
+        phases = self.golden.phase_logits
+        logits, phase_logits = self.golden.logits[rows].copy(), None if phases is None else phases[rows].copy()
         if self.wrong_at in (None, len(study)):
             logits[-1] += self.error
-            phase_logits[-1, 2, 1] += self.phase_error
+            if phase_logits is not None:
+                phase_logits[-1, 2, 1] += self.phase_error
         return Outputs(logits, phase_logits)
 
 
@@ -120,3 +123,18 @@ def test_what_is_wrong_at_the_largest_batch_alone_is_found(bundle: Bundle) -> No
     with pytest.raises(SelfCheckFailed):
         self_check(Fake(bundle, error=0.1, max_batch=3, wrong_at=3), bundle)
     self_check(Fake(bundle, error=0.1, max_batch=2, wrong_at=3), bundle)
+
+
+def test_logits_alone_are_checked_alone(tmp_path: Path) -> None:
+    bundle = write_logits_alone(tmp_path / "bundle")
+    assert self_check(Fake(bundle, error=1e-6), bundle).max_abs_difference == pytest.approx(1e-6, rel=0.1)
+    with pytest.raises(SelfCheckFailed, match="logits is off its golden value"):
+        self_check(Fake(bundle, error=2e-3), bundle)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_phase_logits_that_only_one_side_has_fail(tmp_path: Path, bundle: Bundle, given: bool) -> None:
+    alone = write_logits_alone(tmp_path / "alone")
+    backend, other = (Fake(bundle), alone) if given else (Fake(alone), bundle)
+    with pytest.raises(SelfCheckFailed, match="unexpected phase_logits" if given else "no phase_logits"):
+        self_check(backend, other)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fourphase.runtime.errors import FourphaseError, GPUUnavailable, ModelIncomp
 from fourphase.runtime.tensorrt_backend import EngineParts, TensorRTBackend, is_available, load_engine_backend
 from tests.support.fake_cuda import FakeCuda, LaunchError, MemoryError_
 from tests.support.fake_tensorrt import FakeTensorRT, features_of, outputs_of, tail_plan, trunk_plan, whole_plan
+from tests.support.logits_alone import write_logits_alone
 from tests.support.tiny_bundle import tiny_model, write_tiny
 
 Floats = NDArray[np.float32]
@@ -76,8 +78,15 @@ def assert_right(outputs: Outputs, study: Floats, rtol: float = 1e-4) -> None:
     """Against the closed form in float64."""
     wanted = outputs_of(features_of(study.astype(np.float64)))
     np.testing.assert_allclose(outputs.logits, wanted["logits"], rtol=rtol, atol=rtol)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, wanted["phase_logits"], rtol=rtol, atol=rtol)
     assert outputs.logits.dtype == outputs.phase_logits.dtype == np.float32
+
+
+def kernel(cuda: FakeCuda, values: Floats, offset: int, address: int, stream: Any) -> None:
+    """Work on the stream that writes these values, as the preprocessing kernel does."""
+    data = np.frombuffer(values.tobytes(), np.uint8)
+    stream.add(lambda: np.copyto(cuda.bytes_at(address + offset, len(data)), data))
 
 
 def assert_nothing_held(cuda: FakeCuda, trt: FakeTensorRT) -> None:
@@ -140,6 +149,7 @@ def test_half_precision_at_the_joints_comes_out_as_float32(bundle: Bundle, parts
 def test_outputs_are_copies(bundle: Bundle, parts: EngineParts) -> None:
     backend = load_engine_backend(parts, bundle)
     first = backend.infer(studies(1, 1))
+    assert first.phase_logits is not None
     kept = first.logits.tobytes(), first.phase_logits.tobytes()
     second = backend.infer(studies(1, 2))
     assert first.logits.tobytes() != second.logits.tobytes()
@@ -217,6 +227,8 @@ def test_a_graph_is_used_once_proven_and_reported_where_not(
         for seed in range(3):
             one, other = backend.infer(studies(2, seed)), plain.infer(studies(2, seed))
             assert one.logits.tobytes() == other.logits.tobytes()
+            assert one.phase_logits is not None
+            assert other.phase_logits is not None
             assert one.phase_logits.tobytes() == other.phase_logits.tobytes()
         assert cuda.calls("cuGraphLaunch")
         assert backend.notes == shared
@@ -236,6 +248,37 @@ def test_without_a_graph_the_numbers_are_right_and_the_reason_is_told(
         for seed in range(3):
             assert_right(backend.infer(studies(1, seed)), studies(1, seed))
         assert len(backend.notes) == 1 + cuda.integrated
+
+
+@pytest.mark.parametrize("max_batch", [1, 2])
+@pytest.mark.parametrize("use_graph", [True, False])
+def test_an_engine_without_phase_logits_gives_the_logits(
+    cuda: FakeCuda, trt: FakeTensorRT, tmp_path: Path, use_graph: bool, max_batch: int
+) -> None:
+    """Also in several runs, whose outputs are put together, and for a study that is written on the GPU."""
+    trt.plans[b"alone"] = replace(PLANS[b"whole"], outputs={"logits": ((2,), "float32")})
+    size = PreprocessingConfig(size=SHAPE[1:2] + SHAPE[3:])
+    alone = replace(write_logits_alone(tmp_path / "alone"), preprocessing=size)
+    parts = EngineParts({"whole": b"alone"}, None, "tensorrt", "fp32", max_batch)
+    study = studies(3)
+    wanted = outputs_of(features_of(study.astype(np.float64)))["logits"]
+    with load_engine_backend(parts, alone, use_graph=use_graph) as backend:
+        outputs = backend.infer(study)
+        with backend.device_study() as written:
+            for phase, values in enumerate(study[0]):
+                written.write(phase, partial(kernel, cuda, values, phase * values.nbytes))
+            on_device = written.run()
+    np.testing.assert_allclose(outputs.logits, wanted, rtol=1e-4)
+    np.testing.assert_allclose(on_device.logits, wanted[:1], rtol=1e-4)
+    assert outputs.phase_logits is None
+    assert on_device.phase_logits is None
+    assert_nothing_held(cuda, trt)
+
+
+@pytest.mark.usefixtures("trt")
+def test_an_engine_with_another_output_than_its_manifest_is_refused(bundle: Bundle) -> None:
+    with pytest.raises(ModelIncompatible, match="phase_logits"):
+        load_engine_backend(WHOLE, replace(bundle, outputs=("logits",)))
 
 
 @pytest.mark.parametrize("missing", ["logits", "phase_logits", "features"])
@@ -519,6 +562,8 @@ def test_a_real_engine_agrees_with_onnxruntime(real: tuple[EngineParts, Bundle],
             study = tiny_study(batch, seed, bundle)
             outputs, wanted = backend.infer(study), load_backend(bundle, "fp32").infer(study)
             np.testing.assert_allclose(outputs.logits, wanted.logits, rtol=1e-4, atol=1e-5)
+            assert outputs.phase_logits is not None
+            assert wanted.phase_logits is not None
             np.testing.assert_allclose(outputs.phase_logits, wanted.phase_logits, rtol=1e-4, atol=1e-5)
 
 
