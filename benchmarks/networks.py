@@ -46,6 +46,7 @@ __all__ = [
     "baseline",
     "check_tells_apart",
     "four_phase",
+    "module_of",
     "settled",
     "untrained",
     "write_untrained",
@@ -256,3 +257,8 @@ BASELINES: Mapping[str, Builder] = MappingProxyType(
     }
 )
 NETWORKS: Mapping[str, Builder] = MappingProxyType({**OURS, **BASELINES})
+
+
+def module_of(name: str, tiny: bool = False) -> nn.Module:
+    """A network of NETWORKS by name, as `fp-export --model fourphase.benchmarks.networks:module_of` takes it."""
+    return NETWORKS[name](TINY if tiny else Scale(), 1)[0]

@@ -2,14 +2,16 @@
 
 The export writes into the ONNX which block every node belongs to, and gives the blocks' output values the blocks' names
 (`stem/NC`, `stage1/NC`, `gate1.channel/NC`, `gate1.spatial/NC`, `mix1/NC`, `conv1d`, `gru`, `head`, `phase_head/NC`;
-`features` and `body` are what lies between them). Everything here reads that; no torch.
+`features` and `body` are what lies between them). A foreign network's blocks are called as its modules (`layer1.0`),
+and nodes that deserve a precision of their own as a part of their block (`layers.0/norm`). Everything here reads that;
+no torch.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -19,10 +21,13 @@ from fourphase.runtime.errors import UsageError
 __all__ = [
     "BLOCKS_KEY",
     "BLOCK_KEY",
+    "PARTS",
     "PRECISIONS",
     "Policy",
     "block_names",
+    "is_foreign",
     "node_blocks",
+    "part_block",
     "selectors_of",
     "with_outputs",
 ]
@@ -32,6 +37,9 @@ BLOCKS_KEY = "fourphase.blocks"
 BLOCK_KEY = "fourphase.block"
 #: Ascending cost.
 PRECISIONS = ("int8", "fp16", "fp32")
+#: Parts of a foreign network's blocks: the layers that read the study, those that make the logits, normalisations with
+#: statistics of their own, recurrences, softmax.
+PARTS = ("input", "logits", "norm", "recurrence", "softmax")
 _STAGE = re.compile(r"(stage|gate|mix)\d")
 
 
@@ -57,13 +65,26 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
     return marked
 
 
+def part_block(block: str, part: str) -> str:
+    """The name of a part of a block."""
+    return f"{block}/{part}"
+
+
+def is_foreign(blocks: Iterable[str]) -> bool:
+    """Whether these are the blocks of another network than ours: it has a part that makes the logits."""
+    return any(block.endswith("/logits") for block in blocks)
+
+
 def selectors_of(block: str) -> tuple[str, ...]:
     """What a policy may call a block, most precise first.
 
     >>> selectors_of("gate1.channel/NC")
     ('gate1.channel/NC', 'gate1.channel', 'gate.channel', 'gate', '*')
+    >>> selectors_of("layers.0/norm")
+    ('layers.0/norm', '*/norm', 'layers.0', 'layers', '*')
     """
-    names = [block, block.partition("/")[0]]
+    whole, _, part = block.partition("/")
+    names = [block, *([part_block("*", part)] if part in PARTS else []), whole]
     names.append(_STAGE.sub(r"\1", names[-1]))
     names.append(names[-1].partition(".")[0])
     return (*dict.fromkeys(names), "*")

@@ -24,6 +24,7 @@ from fourphase.calibration.scales import Scales
 from fourphase.runtime.console import progress
 
 __all__ = [
+    "TORCH",
     "Baseline",
     "BlockError",
     "Jury",
@@ -36,6 +37,8 @@ __all__ = [
     "steps_of",
 ]
 
+#: The name of the usual baseline.
+TORCH = "torch fp32"
 Floats = NDArray[np.float32]
 Blocks = Mapping[str, Floats]
 
@@ -69,16 +72,17 @@ class Jury:
 
 @dataclass(frozen=True, eq=False)
 class Baseline:
-    """The one FP32 reference: a study's outputs, and all its blocks' outputs."""
+    """The one FP32 reference: a study's outputs, and all its blocks' outputs; `name` says whose, for reports."""
 
     run: Run
     blocks: Callable[[Floats], Blocks]
+    name: str = TORCH
 
     @classmethod
     def of_onnx(cls, model: onnx.ModelProto) -> Baseline:
         """The FP32 ONNX itself."""
         marked = with_outputs(model, block_names(model)).SerializeToString()
-        return cls(fp32_session(model.SerializeToString()), lambda study: fp32_session(marked)(study))
+        return cls(fp32_session(model.SerializeToString()), lambda study: fp32_session(marked)(study), "onnx fp32")
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,14 +12,14 @@ blocks' outputs keep their names. Scales are FP32 here; typing the rest of the g
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import onnx
 import onnx_ir as ir
 
-from fourphase.calibration.blocks import BLOCK_KEY, Policy, node_blocks
+from fourphase.calibration.blocks import BLOCK_KEY, Policy, is_foreign, node_blocks, selectors_of
 from fourphase.calibration.int8 import quantize, weight_scales
 from fourphase.calibration.macs import macs_by_output
 from fourphase.calibration.scales import Scales
@@ -40,6 +40,9 @@ __all__ = [
 #: network's multiply-accumulates. The stem (6 %) has three input channels, see `_pays`; conv1d (0.3 %) decides much and
 #: saves little; gates, GRU and heads are not even FP16 until measured (`typed.FP16_EXCEPT`).
 INT8_BLOCKS = ("stage",)
+
+#: What of a foreign network stays FP16: the layers that read the study, as our stem.
+_INT8_EXCEPT_PARTS = ("*/input",)
 
 #: Older opsets have no FP16 scales.
 _OPSET = 19
@@ -66,9 +69,24 @@ class _Plan:
             yield from ((node, index, _input(node, index)) for index in ((0, 1) if node in self.adds else (0,)))
 
 
-def int8_policy(blocks: Iterable[str]) -> Policy:
-    """The default INT8 policy for a graph with these blocks."""
-    return Policy.of({**dict(fp16_policy(blocks).rules), **dict.fromkeys(INT8_BLOCKS, "int8")})
+def int8_policy(blocks: Iterable[str], paying: Collection[str] | None = None) -> Policy:
+    """The default INT8 policy for a graph with these blocks.
+
+    Args:
+        paying: of a foreign network, the blocks in which INT8 would change anything (`quantizable_blocks`), so that the
+            policy names no other; None: all that are not FP32 or the input's. Both give the same graph.
+    """
+    blocks = tuple(blocks)
+    halves = fp16_policy(blocks)
+    if not is_foreign(blocks):
+        return Policy.of({**dict(halves.rules), **dict.fromkeys(INT8_BLOCKS, "int8")})
+    known = {name for block in blocks for name in selectors_of(block)}
+    kept = {name: "fp16" for name in _INT8_EXCEPT_PARTS if name in known}
+    if paying is None:
+        return Policy.of({**dict(halves.rules), "*": "int8", **kept})
+    kept = {**dict(halves.rules), **kept}
+    lowered = {name: "int8" for name in paying if not any(part in kept for part in selectors_of(name)[:-1])}
+    return Policy.of({**kept, **lowered})
 
 
 def quantizable_values(model: onnx.ModelProto, policy: Policy | None = None) -> tuple[str, ...]:

@@ -20,21 +20,23 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import BLOCK_KEY, Policy, selectors_of
+from fourphase.calibration.blocks import BLOCK_KEY, Policy, is_foreign, selectors_of
+from fourphase.calibration.cast_places import MOVING, cast_before_transposing, hold_casts_before_gru
 from fourphase.runtime.errors import ExportRefused
 
-__all__ = ["FP16_EXCEPT", "FP16_MAX", "MOVING", "fp16_policy", "type_graph", "typed_model"]
+__all__ = ["FP16_EXCEPT", "FP16_EXCEPT_PARTS", "FP16_MAX", "MOVING", "fp16_policy", "type_graph", "typed_model"]
 
 #: The largest finite FP16 value.
 FP16_MAX = 65504.0
 #: What the default FP16 policy leaves in FP32 until measurements say otherwise: the recurrence, where every step rounds
 #: what the last one rounded; and what is too small to gain anything, but decides much (gates, heads, final sums).
 FP16_EXCEPT = ("gru", "gate.channel", "head", "phase_head", "body")
-#: Operators that only move values. They have no precision of their own and pass their input's type on.
-MOVING = frozenset(
-    {"Concat", "Expand", "Flatten", "Gather", "Identity", "Pad", "Reshape", "Slice", "Split", "Squeeze", "Transpose",
-     "Unsqueeze"}
-)  # fmt: skip
+#: The same of a foreign network, by the parts of its blocks. NVIDIA's importer warns of layer norms in FP16 ("may cause
+#: overflow"; "forcing layernorm layers to run in FP32 precision can help"); a softmax sums exponentials as a norm sums
+#: squares; recurrence and last layer are as ours.
+FP16_EXCEPT_PARTS = ("*/logits", "*/norm", "*/recurrence", "*/softmax")
+#: Operators that only look at sizes: they take any type, and a cast for their sake would copy the value.
+_MEASURING = ("Shape", "Size")
 _FULL, _HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _SUFFIX = {_FULL: "fp32", _HALF: "fp16"}
 _HALF_TYPE = "tensor(float16)"
@@ -44,8 +46,10 @@ _SCALE_RTOL = 0.5 / 127
 
 def fp16_policy(blocks: Iterable[str]) -> Policy:
     """The default FP16 policy for a graph with these blocks."""
+    blocks = tuple(blocks)
     known = {name for block in blocks for name in selectors_of(block)}
-    return Policy.of({"*": "fp16", **{name: "fp32" for name in FP16_EXCEPT if name in known}})
+    kept = FP16_EXCEPT_PARTS if is_foreign(blocks) else FP16_EXCEPT
+    return Policy.of({"*": "fp16", **{name: "fp32" for name in kept if name in known}})
 
 
 def typed_model(model: onnx.ModelProto, policy: Policy) -> onnx.ModelProto:
@@ -73,7 +77,9 @@ def type_graph(graph: ir.Model, policy: Policy) -> None:
     for node in list(graph.graph):
         typing.convert(node)
     typing.restore_outputs()
-    _hold_casts_before_gru(graph.graph)
+    hold_casts_before_gru(graph.graph)
+    if is_foreign({_block_of(node) for node in graph.graph}):
+        cast_before_transposing(graph.graph)
     common.RemoveUnusedNodesPass()(graph)
 
 
@@ -87,6 +93,8 @@ class _Typing:
 
     def convert(self, node: ir.Node) -> None:
         """Gives a node's float inputs and outputs its type, by casts and converted weights."""
+        if node.op_type in _MEASURING:
+            return
         wanted = self._type_of(node)
         ports = _ports(node.op_type, node.domain, self.opset)
         for index, value in enumerate(node.inputs):
@@ -94,7 +102,7 @@ class _Typing:
                 dtype = wanted if ports.input(index) else _FULL
                 if value.dtype != dtype:
                     node.replace_input_with(index, self._as(value, dtype, node))
-        if wanted == _FULL:
+        if wanted == _FULL or _is_source(node):
             return
         for index, value in enumerate(node.outputs):
             if value.dtype == _FULL:
@@ -192,39 +200,10 @@ def _half(array: NDArray[Any], what: str, node: ir.Node, is_scale: bool) -> NDAr
     return half
 
 
-def _hold_casts_before_gru(graph: ir.Graph) -> None:
-    """Puts an exact identity between a Cast and the GRU operator that it feeds.
-
-    TensorRT for RTX 1.7 moves such a Cast into the loop that it imports a GRU as, past the slice of one step, and then
-    rejects its own graph: "Mismatched number of elements in reshape op: ... input tensor ... has shape [64, B, 512] and
-    specified output shape [1, B, 512]". A product with a vector of ones is exact for every value, NaN included, and
-    stays where it is; a scalar 1, Identity and Concat are folded away, and a Transpose does not stop the Cast.
-    """
-    for node in list(graph):
-        x = node.inputs[0] if node.op_type == "GRU" else None
-        if x is None or x.dtype is None or x.shape is None or not _comes_from_cast(x):
-            continue
-        name = f"{x.name}.held"
-        ones = ir.val(f"{name}.ones", const_value=ir.tensor(np.ones(_width(x), x.dtype.numpy()), name=f"{name}.ones"))
-        graph.register_initializer(ones)
-        barrier = ir.node("Mul", [x, ones], name=name, metadata_props=dict(node.metadata_props))
-        output = barrier.outputs[0]
-        output.name, output.type, output.shape = f"{name}.output", x.type, x.shape
-        graph.insert_before(node, barrier)
-        node.replace_input_with(0, output)
-
-
-def _comes_from_cast(value: ir.Value) -> bool:
-    producer = value.producer()
-    while producer is not None and producer.op_type in MOVING and producer.inputs[0] is not None:
-        producer = producer.inputs[0].producer()
-    return producer is not None and producer.op_type == "Cast"
-
-
-def _width(value: ir.Value) -> int:
-    assert value.shape is not None
-    width = value.shape[-1]
-    return width if isinstance(width, int) else 1
+def _is_source(node: ir.Node) -> bool:
+    """An operator that makes floats from none (ConstantOfShape): its attributes say FP32. A Cast says its own type."""
+    reads = any(value is not None and value.dtype in (_FULL, _HALF) for value in node.inputs)
+    return not reads and node.op_type != "Cast"
 
 
 def _is_weight(value: ir.Value) -> bool:

@@ -3,6 +3,7 @@
 A block is a part with one output worth comparing: `stem/NC`, `stage1/NC`, `gate1.channel/NC`, `gate1.spatial/NC`,
 `mix1/NC` (the map after interactive perception), `conv1d`, `gru` (all states), `head`, `phase_head/NC`. With a shared
 backbone the part after the slash is absent. Reports, parity and policies speak of these, never of exporter names.
+Any other network has the blocks of its module tree, see `module_blocks`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from fourphase.export.module_blocks import module_blocks
 from fourphase.export.network import SHARED, FourPhaseNet
 
-__all__ = ["TappedNetwork", "block_of_scopes", "record_blocks"]
+__all__ = ["Naming", "TappedNetwork", "block_of_scopes", "naming_of", "outputs_of", "record_blocks"]
 
 _PATTERNS = (
     (re.compile(r"trunks\.(\w+)\.stem"), "stem/{0}"),
@@ -51,15 +53,46 @@ def block_of_scopes(scopes: list[str]) -> str:
     return "features" if any(scope == "spm" for scope in scopes) else "body"
 
 
+class Naming(Protocol):
+    """Which block a module's output is, and which block an ONNX node belongs to."""
+
+    def name_of(self, path: str) -> str | None:
+        """The block of a module path; None for a module whose output is no block's."""
+        ...
+
+    def of_scopes(self, scopes: list[str]) -> str:
+        """The block of a node, from the module paths it was exported from, outermost first."""
+        ...
+
+
+class _Ours:
+    """The names of our own network."""
+
+    def name_of(self, path: str) -> str | None:
+        return block_name(path)
+
+    def of_scopes(self, scopes: list[str]) -> str:
+        return block_of_scopes(scopes)
+
+
+def naming_of(network: nn.Module) -> Naming:
+    """The names of a network's blocks."""
+    return _Ours() if isinstance(network, FourPhaseNet) else module_blocks(network)
+
+
 @contextmanager
-def record_blocks(network: FourPhaseNet) -> Iterator[dict[str, Tensor]]:
-    """Within the context, every forward pass puts each block's output into the yielded mapping, in order."""
+def record_blocks(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Within the context, every forward pass puts each block's output into the yielded mapping, in order.
+
+    Of a block that is called several times, the last output stays; one that gives no tensor of floats has none.
+    """
     values: dict[str, Tensor] = {}
-    hooks = []
+    phases = network.config.phases if isinstance(network, FourPhaseNet) else ()
+    naming, hooks = naming_of(network), []
     for path, module in network.named_modules():
-        name = block_name(path)
+        name = naming.name_of(path)
         if name is not None:
-            hooks.append(module.register_forward_hook(_Recorder(name, values, network.config.phases)))
+            hooks.append(module.register_forward_hook(_Recorder(name, values, phases)))
     try:
         yield values
     finally:
@@ -74,29 +107,41 @@ class _Recorder:
         self.name, self.values, self.phases = name, values, phases
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        if isinstance(module, nn.GRU):
+        if isinstance(output, tuple) and output:
+            # A recurrence gives its states first, attention its values.
             output = output[0]
-        if isinstance(output, list):
+        if self.phases and isinstance(output, list):
             per_phase = len(output) == len(self.phases)
             names = [f"{self.name}/{phase}" for phase in self.phases] if per_phase else [self.name]
             self.values.update(zip(names, output, strict=True))
-        else:
+        elif isinstance(output, Tensor) and output.is_floating_point():
             self.values[self.name] = output
 
 
-class TappedNetwork(nn.Module):
-    """Export only: the network with every block's output behind the two real ones.
+def outputs_of(found: Any) -> tuple[Tensor, ...]:
+    """What a network returned as a tuple: (logits,) or (logits, phase_logits), if it is what the contract says."""
+    return tuple(found) if isinstance(found, tuple | list) else (found,)
 
-    Input float32 (B, P, T, 3, H, W); output (logits, phase_logits, *blocks), the blocks in the order of `names`.
+
+class TappedNetwork(nn.Module):
+    """Export only: the network with every block's output behind the real ones.
+
+    Input float32 (B, P, T, C, H, W); output (logits[, phase_logits], *blocks), the blocks in the order of `names`.
     """
 
-    def __init__(self, network: FourPhaseNet) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.names: tuple[str, ...] = ()
+        self.outputs = 0
 
     def forward(self, study: Tensor) -> tuple[Tensor, ...]:
-        with record_blocks(self.network) as blocks:
-            logits, phase_logits = self.network(study)
-        self.names = tuple(blocks)
-        return (logits, phase_logits, *blocks.values())
+        with record_blocks(self.network) as recorded:
+            outputs = outputs_of(self.network(study))
+        # A value has one name in a graph: a head's output may be the logits, a flattened map may be the map.
+        names = {id(value): name for name, value in reversed(recorded.items())}
+        for value in outputs:
+            names.pop(id(value), None)
+        blocks = {name: value for name, value in recorded.items() if names.get(id(value)) == name}
+        self.names, self.outputs = tuple(blocks), len(outputs)
+        return (*outputs, *blocks.values())

@@ -13,21 +13,18 @@ from typing import Any
 
 import numpy as np
 import onnx
-import torch
 from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import Policy, node_blocks
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
 from fourphase.calibration.gates import Acceptance
-from fourphase.calibration.ladder import Baseline, Jury, Rung, Step, climb, precisions_of, require_passed, steps_of
-from fourphase.calibration.lowering import blocks_of
+from fourphase.calibration.ladder import Jury, Rung, Step, climb, precisions_of, require_passed, steps_of
 from fourphase.calibration.qdq import unquantized_nodes
 from fourphase.calibration.range_audit import RangeReport, audit_first, require_range
 from fourphase.engine.build import EnginePlan, build_engine, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, SplitOnnx, check_target, write_bundle
 from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
 from fourphase.engine.plans import engine_options, sources_of
-from fourphase.export.blocks import record_blocks
 from fourphase.export.build_report import (
     calibration_record,
     engine_records,
@@ -38,14 +35,13 @@ from fourphase.export.build_report import (
     tool_versions,
 )
 from fourphase.export.build_request import BuildRequest, StudySets, choose_jury, load_study_sets, policies_of
-from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.device_check import check_on_device
 from fourphase.export.golden import GoldenStudies, golden_codes, golden_file
-from fourphase.export.guards import check_graph, require_clean
-from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import OUTPUTS, chosen_gru, onnx_from_network
-from fourphase.export.parity import ParityReport, measure_parity, require_parity
+from fourphase.export.guards import guard_findings, require_clean
+from fourphase.export.onnx_export import chosen_gru
+from fourphase.export.parity import ParityReport, parity_with, require_parity, torch_baseline
 from fourphase.export.report_html import report_html
+from fourphase.export.source import Source, baseline_of, four_phase_of, load_source, onnx_of
 from fourphase.export.split import SplitModel, check_slices, split_model
 from fourphase.export.split_parity import require_equal, split_memory
 from fourphase.runtime.bundle import Bundle
@@ -80,7 +76,7 @@ class VerifiedModel:
         codes: the inputs it was compared on, uint8 (3, P, T, C, H, W).
     """
 
-    checkpoint: Checkpoint
+    checkpoint: Source
     model: onnx.ModelProto
     data: bytes
     parity: ParityReport
@@ -114,43 +110,27 @@ class _Judged:
         return tuple(rung.step for rung in self.rungs)
 
 
-def verified_onnx(checkpoint: Checkpoint, gru: str = "loop") -> VerifiedModel:
-    """Exports a checkpoint and verifies the graph.
+def verified_onnx(checkpoint: Source, gru: str = "loop") -> VerifiedModel:
+    """Exports a checkpoint, of our network or another, or cleans a given ONNX; and verifies the graph.
 
-    Raises: ExportRefused (25), ParityFailed (27) naming the block.
+    Raises: ExportRefused (25), ModelIncompatible (20) for a given ONNX, ParityFailed (27) naming the block.
     """
     with progress("exporting to ONNX", None):
-        model = onnx_from_network(checkpoint.network, checkpoint.preprocessing, gru)
+        model = onnx_of(checkpoint, gru)
     return verify_model(checkpoint, model)
 
 
-def verify_model(checkpoint: Checkpoint, model: onnx.ModelProto) -> VerifiedModel:
+def verify_model(checkpoint: Source, model: onnx.ModelProto) -> VerifiedModel:
     """Holds an ONNX graph against its checkpoint: guards first, then numbers.
 
     Raises: ParityFailed (27) naming the node or block.
     """
-    config, preprocessing = checkpoint.network.config, checkpoint.preprocessing
-    require_clean(check_graph(model, config, preprocessing))
-    codes = golden_codes(_PARITY_STUDIES, config.count, preprocessing)
-    parity = measure_parity(checkpoint.network, model, study_from_codes(codes, preprocessing))
+    interface, preprocessing = checkpoint.interface, checkpoint.preprocessing
+    require_clean(guard_findings(model, checkpoint.section, interface, preprocessing), checkpoint.section)
+    codes = golden_codes(_PARITY_STUDIES, len(interface.phases), preprocessing)
+    parity = parity_with(baseline_of(checkpoint), model, study_from_codes(codes, preprocessing))
     require_parity(parity)
     return VerifiedModel(checkpoint, model, model.SerializeToString(), parity, codes)
-
-
-def torch_baseline(network: FourPhaseNet) -> Baseline:
-    """The PyTorch network in FP32, on the CPU."""
-
-    def run(study: Floats) -> dict[str, Floats]:
-        with torch.no_grad():
-            outputs = network.eval()(torch.from_numpy(study))
-        return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}
-
-    def blocks(study: Floats) -> dict[str, Floats]:
-        with torch.no_grad(), record_blocks(network.eval()) as found:
-            network(torch.from_numpy(study))
-        return {name: value.numpy() for name, value in found.items()}
-
-    return Baseline(run, blocks)
 
 
 def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) -> BuildResult:
@@ -168,11 +148,14 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     if target.name != "none":
         check_build(target.name, options, request.precision)
     gru, acceptance, policy = chosen_gru(request.gru), request.thresholds(), request.given_policy()
-    checkpoint = load_checkpoint(path, request.config)
+    checkpoint = load_source(path, request.config, request.model)
+    for line in checkpoint.notes:
+        note(line)
     if request.split is not None:
+        four_phase_of(checkpoint)
         check_slices(request.split, checkpoint.preprocessing.size[0])
     sets = load_study_sets(
-        request.calibration, request.evaluation, checkpoint.preprocessing, checkpoint.network.config.phases
+        request.calibration, request.evaluation, checkpoint.preprocessing, checkpoint.interface.phases
     )
     _require_calibration(request, sets)
     verified = verified_onnx(checkpoint, gru[0])
@@ -183,7 +166,14 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     models = {step.precision: onnx_model_of(step, split if step is last else None) for step in judged.steps}
     engines = engines_of(last.precision, models[last.precision], target, options)
     report = report_of(
-        verified.checkpoint, verified.model, verified.parity, judged.rungs, judged.jury, judged.ranges, gru, engines
+        checkpoint,
+        verified.model,
+        verified.parity,
+        judged.rungs,
+        judged.jury,
+        judged.ranges,
+        _gru_of(verified, gru),
+        engines,
     )
     kept = GoldenStudies(verified.codes[:_GOLDEN_STUDIES], checkpoint.preprocessing)
     golden = golden_file(kept, verified.parity.reference, judged.steps[1:])
@@ -206,6 +196,12 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
     return BuildResult(write_bundle(output, with_report(replace(contents, engines=best), report)), target, report)
 
 
+def _gru_of(verified: VerifiedModel, chosen: tuple[str, str]) -> tuple[str, str]:
+    """For the report: the form of the GRU and why, or that there is none."""
+    kinds = {node.op_type for node in verified.model.graph.node}
+    return ("none", "the network has no GRU") if chosen[0] == "loop" and "GRU" not in kinds else chosen
+
+
 def _require_calibration(request: BuildRequest, sets: StudySets) -> None:
     """Before minutes are spent: int8 without data is never made of random numbers."""
     if request.precision == "int8" and sets.calibration is None:
@@ -224,7 +220,7 @@ def _judge(
     acceptance: Mapping[str, Acceptance],
 ) -> _Judged:
     """Lowers the model as asked for, and measures everything there is to measure."""
-    policies = policies_of(request.precision, policy, blocks_of(verified.model))
+    policies = policies_of(request.precision, policy, verified.model)
     jury = choose_jury(sets, verified.golden)
     ranges = None
     if policies:
@@ -236,8 +232,8 @@ def _judge(
         assert sets.calibration is not None
         scales = cached_scales(verified.data, sets.calibration, request.algorithm)
     steps = steps_of(verified.model, policies, scales.scales if scales else None)
-    network = verified.checkpoint.network
-    rungs = climb(steps, torch_baseline(network), jury, acceptance, network.config.classes)
+    source = verified.checkpoint
+    rungs = climb(steps, baseline_of(source, verified.model), jury, acceptance, source.interface.classes)
     return _Judged(jury, rungs, ranges, scales)
 
 
@@ -267,7 +263,7 @@ def _split(verified: VerifiedModel, judged: _Judged, slices: int) -> tuple[Split
     """The last model in two, held against the whole, and the record of both."""
     step, checkpoint = judged.steps[-1], verified.checkpoint
     with progress("splitting the network", None):
-        split = split_model(checkpoint.network, checkpoint.preprocessing, step.model, slices)
+        split = split_model(four_phase_of(checkpoint), checkpoint.preprocessing, step.model, slices)
         parity = require_equal(split, step.model, study_from_codes(verified.codes[:1], checkpoint.preprocessing))
     return split, {**parity.to_dict(), "memory": split_memory(split, step.model)}
 
@@ -285,19 +281,21 @@ def _contents(
     engines: Sequence[EnginePlan],
     report: dict[str, Any],
 ) -> BundleContents:
-    checkpoint, config = verified.checkpoint, verified.checkpoint.network.config
+    checkpoint, interface = verified.checkpoint, verified.checkpoint.interface
+    ladder = ladder_record(judged.rungs, judged.jury, verified.parity.baseline)
     extra: dict[str, bytes] = {}
     if judged.scales is not None:
         extra["scales.json"] = judged.scales.scales.to_json()
     return BundleContents(
-        classes=config.classes,
-        phases=config.phases,
-        network=config.to_dict(),
+        classes=interface.classes,
+        phases=interface.phases,
+        network=checkpoint.section,
+        outputs=interface.outputs,
         preprocessing=checkpoint.preprocessing,
         models=models,
         golden=golden,
         engines=tuple(engines),
-        parity=parity_record(verified.parity) | {"ladder": ladder_record(judged.rungs, judged.jury)},
+        parity=parity_record(verified.parity) | {"ladder": ladder},
         report=report,
         tools=tool_versions(),
         calibration=report["calibration"],

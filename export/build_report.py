@@ -12,12 +12,12 @@ import onnx
 
 from fourphase.calibration.cached_scales import CachedScales
 from fourphase.calibration.calibration_set import CalibrationSet
-from fourphase.calibration.ladder import Jury, Rung
+from fourphase.calibration.ladder import TORCH, Jury, Rung
 from fourphase.calibration.range_audit import RangeReport
 from fourphase.engine.build import EnginePlan
 from fourphase.engine.bundle import GoldenFile
-from fourphase.export.checkpoint import Checkpoint
 from fourphase.export.parity import ParityReport
+from fourphase.export.source import Source, parameters_of
 
 __all__ = [
     "calibration_record",
@@ -33,7 +33,7 @@ _TOOLS = ("fourphase", "torch", "onnx", "onnxscript", "onnxruntime", "numpy", "s
 
 
 def report_of(
-    checkpoint: Checkpoint,
+    checkpoint: Source,
     model: onnx.ModelProto,
     parity: ParityReport,
     rungs: Sequence[Rung],
@@ -47,7 +47,7 @@ def report_of(
     return {
         "schema": "fourphase.report/1",
         "checkpoint": {"sha256": checkpoint.sha256, "notes": list(checkpoint.notes)},
-        "parameters": sum(parameter.numel() for parameter in checkpoint.network.parameters()),
+        "parameters": parameters_of(checkpoint),
         "precision": rungs[-1].step.precision,
         "gru": {"form": gru[0], "reason": gru[1]},
         "onnx": {
@@ -70,10 +70,10 @@ def engine_records(engines: Sequence[EnginePlan]) -> list[dict[str, Any]]:
 
 
 def parity_record(parity: ParityReport) -> dict[str, Any]:
-    """The manifest's: the worst block of the first hop."""
+    """The manifest's: the worst block of the first hop, from the baseline to the FP32 ONNX."""
     worst = parity.worst
     return {
-        "torch_fp32_to_onnx_fp32": {
+        "torch_fp32_to_onnx_fp32" if parity.baseline == TORCH else "given_onnx_to_onnx_fp32": {
             "rtol": parity.rtol,
             "worst_block": worst.block,
             "worst_relative": worst.relative,
@@ -82,7 +82,7 @@ def parity_record(parity: ParityReport) -> dict[str, Any]:
     }
 
 
-def ladder_record(rungs: Sequence[Rung], jury: Jury, baseline: str = "torch fp32") -> dict[str, Any]:
+def ladder_record(rungs: Sequence[Rung], jury: Jury, baseline: str = TORCH) -> dict[str, Any]:
     """The manifest's: what was measured of every precision, on what, without the blocks."""
     verdicts = {rung.step.precision: rung.verdict.to_dict() for rung in rungs}
     return {"baseline": baseline, "judged_on": jury.to_dict(), "verdicts": verdicts}

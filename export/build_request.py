@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fourphase.calibration.blocks import PRECISIONS, Policy
+import onnx
+
+from fourphase.calibration.blocks import PRECISIONS, Policy, is_foreign
 from fourphase.calibration.calibration_set import CalibrationSet, check_overlap, load_calibration_set
 from fourphase.calibration.gates import Acceptance, read_acceptance
 from fourphase.calibration.ladder import Jury
-from fourphase.calibration.lowering import lowest_precision
+from fourphase.calibration.lowering import blocks_of, lowest_precision
 from fourphase.calibration.policy_file import read_policy
-from fourphase.calibration.qdq import int8_policy
+from fourphase.calibration.qdq import int8_policy, quantizable_blocks
 from fourphase.calibration.thresholds import ALGORITHMS, DEFAULT_ALGORITHM
 from fourphase.calibration.typed import fp16_policy
 from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
@@ -38,6 +40,7 @@ class BuildRequest:
         algorithm: how int8 thresholds are chosen.
         policy: a file that replaces the default policy. accept: a file with other thresholds.
         config: TOML that overrides what the checkpoint carries.
+        model: "package.module:factory" of another network than ours.
     """
 
     precision: str | None = None
@@ -52,6 +55,7 @@ class BuildRequest:
     policy: Path | None = None
     accept: Path | None = None
     config: Path | None = None
+    model: str | None = None
 
     def __post_init__(self) -> None:
         if self.engine.dla_core is not None and self.split is None:
@@ -114,18 +118,18 @@ def choose_jury(sets: StudySets, golden: GoldenStudies) -> Jury:
     return Jury(golden, "golden inputs", decisions=False, note=note)
 
 
-def policies_of(wanted: str | None, given: Policy | None, blocks: Iterable[str]) -> dict[str, Policy]:
+def policies_of(wanted: str | None, given: Policy | None, model: onnx.ModelProto) -> dict[str, Policy]:
     """Precision -> policy of every lowered model that the bundle will hold: fp16 on the way to int8, nothing for fp32.
 
     Args:
-        wanted: the precision asked for. given: a policy that replaces its default one.
+        wanted: the precision asked for. given: a policy that replaces its default one. model: the FP32 graph.
 
     Raises: UsageError (2) for a policy that does not fit the precision, or that names an unknown block.
     """
-    blocks = tuple(blocks)
+    blocks = blocks_of(model)
     if given is None:
         precision = wanted or "fp16"
-        chosen = {"fp32": Policy(()), "fp16": fp16_policy(blocks), "int8": int8_policy(blocks)}[precision]
+        chosen = _default_policy(precision, model)
     else:
         given.check(blocks)
         chosen, precision = given, lowest_precision(given, blocks)
@@ -136,6 +140,13 @@ def policies_of(wanted: str | None, given: Policy | None, blocks: Iterable[str])
                 key="policy_precision",
             )
     return {"fp32": {}, "fp16": {"fp16": chosen}, "int8": {"fp16": halved(chosen), "int8": chosen}}[precision]
+
+
+def _default_policy(precision: str, model: onnx.ModelProto) -> Policy:
+    blocks = blocks_of(model)
+    if precision == "int8":
+        return int8_policy(blocks, quantizable_blocks(model) if is_foreign(blocks) else None)
+    return fp16_policy(blocks) if precision == "fp16" else Policy(())
 
 
 def halved(policy: Policy) -> Policy:

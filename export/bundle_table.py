@@ -32,11 +32,12 @@ def print_bundle(bundle: Bundle) -> None:
         console.print(
             f"calibration: {made['studies']} studies, {made['algorithm']}, set {made['hash'][:16]}", markup=False
         )
-    first, ladder = bundle.parity.get("torch_fp32_to_onnx_fp32"), bundle.parity.get("ladder")
-    if first:
-        console.print(
-            f"parity with PyTorch: worst {first['worst_block']} at {first['worst_relative']:.1e}", markup=False
-        )
+    ladder = bundle.parity.get("ladder")
+    for key, whose in (("torch_fp32_to_onnx_fp32", "PyTorch"), ("given_onnx_to_onnx_fp32", "the given ONNX")):
+        first = bundle.parity.get(key)
+        if first:
+            worst = f"worst {first['worst_block']} at {first['worst_relative']:.1e}"
+            console.print(f"parity with {whose}: {worst}", markup=False)
     if ladder:
         judged = ladder["judged_on"]
         console.print(

@@ -51,7 +51,13 @@ def calibrate(
     cases: Annotated[Path | None, typer.Option(help="Instead of STUDY_DIR: a CSV table of studies.")] = None,
     bundle: Annotated[Path | None, typer.Option(help="Preprocessing and phases are this bundle's.")] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="Preprocessing and phases are this checkpoint's.")] = None,
-    config: Annotated[Path | None, typer.Option(help="TOML: [network], [preprocessing]; overrides its.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="TOML: [network] or [model], [preprocessing]; overrides its.")
+    ] = None,
+    factory: Annotated[
+        str | None,
+        typer.Option("--model", metavar="PACKAGE.MODULE:FACTORY", help="Of a checkpoint of another network than ours."),
+    ] = None,
     exclude: Annotated[list[Path] | None, typer.Option(help="A set to share no study with. Repeatable.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the HU per phase into FILE.png (extra [report]).")] = None,
     json_output: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
@@ -71,7 +77,7 @@ def calibrate(
     requests = _requests(studies or [], box or [], cases)
     _check_outputs(output, plot, exclude or [])
     others = [load_calibration_set(path, None) for path in exclude or []]
-    model = model_input(bundle, checkpoint, config)
+    model = model_input(bundle, checkpoint, config, factory)
     _check_labels(requests, model)
     data = steps.calibrate(requests, model.preprocessing, output, model.phases, others)
     if plot is not None:
@@ -84,12 +90,18 @@ def calibrate(
             _print_report(report)
 
 
-def model_input(bundle: Path | None, checkpoint: Path | None, config: Path | None) -> ModelInput:
+def model_input(
+    bundle: Path | None, checkpoint: Path | None, config: Path | None, model: str | None = None
+) -> ModelInput:
     """Preprocessing and phases of a bundle, of a checkpoint (with `config`), of `config` alone, or the contract's.
+
+    Args:
+        model: the factory of a checkpoint that is not our network's.
 
     Raises: UsageError (2) for a bundle beside a checkpoint or a configuration; what reading them raises.
     """
     from fourphase.export.config import PHASES, NetworkConfig
+    from fourphase.export.interface import Interface, interface_from_dict
     from fourphase.runtime.config import PreprocessingConfig
 
     if bundle is not None and (checkpoint is not None or config is not None):
@@ -103,17 +115,25 @@ def model_input(bundle: Path | None, checkpoint: Path | None, config: Path | Non
     if checkpoint is not None:
         from fourphase.export.checkpoint import load_checkpoint
 
-        loaded = load_checkpoint(checkpoint, config)
-        network, preprocessing = loaded.network.config, loaded.preprocessing
-    elif config is not None:
+        if checkpoint.suffix == ".onnx":
+            from fourphase.export.given_onnx import load_given_onnx
+
+            given = load_given_onnx(checkpoint, config)
+            return ModelInput(source, given.preprocessing, given.interface.phases, given.interface.classes)
+        loaded = load_checkpoint(checkpoint, config, model)
+        return ModelInput(source, loaded.preprocessing, loaded.interface.phases, loaded.interface.classes)
+    if config is not None:
         from fourphase.export.checkpoint import read_config
 
         sections = read_config(config)
-        network = NetworkConfig.from_dict(sections.get("network", {}))
+        named: NetworkConfig | Interface
+        if "model" in sections:
+            named = interface_from_dict(sections["model"])
+        else:
+            named = NetworkConfig.from_dict(sections.get("network", {}))
         preprocessing = PreprocessingConfig.from_dict(sections.get("preprocessing", {}))
-    else:
-        return ModelInput("the contract's defaults", PreprocessingConfig(), PHASES, None)
-    return ModelInput(source, preprocessing, network.phases, network.classes)
+        return ModelInput(source, preprocessing, named.phases, named.classes)
+    return ModelInput("the contract's defaults", PreprocessingConfig(), PHASES, None)
 
 
 def calibration_report(data: CalibrationSet, model: ModelInput, excluded: int) -> dict[str, Any]:

@@ -3,40 +3,40 @@
 A `.safetensors` carries the configuration in its metadata under `fourphase.config`: JSON with the tables `network` and
 `preprocessing` (absent: the contract's defaults). A `.pt` or `.pth` is a state dict, plain or under "state_dict", read
 with `weights_only=True`; it has no configuration, so `--config net.toml` with the same two tables is required.
+
+The network is ours, or what a factory makes that the user names (see `factory`); a file never names one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import pickle
-import sys
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tomllib
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from fourphase.export.checkpoint_file import CONFIG_KEY, read_config, read_weights
 from fourphase.export.config import NetworkConfig
+from fourphase.export.factory import network_from_factory
+from fourphase.export.interface import Interface, interface_from_config, interface_from_dict
+from fourphase.export.module_outputs import probed_outputs
 from fourphase.export.network import FourPhaseNet
 from fourphase.runtime.atomic import write_file
 from fourphase.runtime.config import PreprocessingConfig, canonical_json
-from fourphase.runtime.errors import InputMissing, ModelIncompatible, UsageError
+from fourphase.runtime.errors import ModelIncompatible, UsageError
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+__all__ = [
+    "CONFIG_KEY",
+    "Checkpoint",
+    "checkpoint_of_module",
+    "load_checkpoint",
+    "read_config",
+    "save_checkpoint",
+]
 
-__all__ = ["CONFIG_KEY", "Checkpoint", "load_checkpoint", "read_config", "save_checkpoint"]
-
-CONFIG_KEY = "fourphase.config"
-_SECTIONS = ("network", "preprocessing", "training")
 #: DistributedDataParallel and torch.compile put these before every key.
 _PREFIXES = ("module.", "_orig_mod.")
 #: At most this many keys are named in an error; the rest are counted.
@@ -48,48 +48,110 @@ class Checkpoint:
     """A trained network, ready for export.
 
     Attributes:
-        network: in eval mode, float32, on the CPU.
+        network: in eval mode, float32, on the CPU: FourPhaseNet or any other.
         preprocessing: what its input must look like.
         sha256: of the file.
         notes: what was changed while reading (prefixes removed, FP16 widened), for the report.
+        interface: its phases, classes and outputs.
+        section: what a bundle's manifest says of the network, JSON types: our configuration, or who made it.
     """
 
-    network: FourPhaseNet
+    network: nn.Module
     preprocessing: PreprocessingConfig
     sha256: str
     notes: tuple[str, ...]
+    interface: Interface
+    section: Mapping[str, Any]
 
 
-def load_checkpoint(path: Path, config: Path | None = None) -> Checkpoint:
+def load_checkpoint(path: Path, config: Path | None = None, model: str | None = None) -> Checkpoint:
     """Reads a checkpoint; `config` (TOML) overrides the configuration the file carries.
 
+    Args:
+        model: "package.module:factory" of another network than ours. It is imported and called: code that the user
+            named runs. Never taken from a file.
+
     Raises: InputMissing (10), ModelIncompatible (20) for a file that is not a checkpoint, holds code or does not fit
-        the configuration, UsageError (2) for a wrong or missing configuration.
+        the configuration, UsageError (2) for a wrong or missing configuration or factory, ExportRefused (25) for a
+        network that does not give logits.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise InputMissing(f"the checkpoint {path} cannot be read: {error.strerror}", "check the path") from error
-    if path.suffix == ".safetensors":
-        state, carried = _read_safetensors(data)
-    elif path.suffix in (".pt", ".pth"):
-        state, carried = _read_pickle(data)
-    else:
-        raise UsageError(
-            f"{path.name} is not a checkpoint this version reads", "give a .safetensors, .pt or .pth file", key="suffix"
-        )
+    data, (state, carried) = read_weights(path)
     sections = read_config(config) if config else carried
-    if sections is None:
+    if sections is None and model is None:
         raise UsageError(
             f"{path.name} carries no network configuration",
             "give --config net.toml with the tables [network] and [preprocessing]",
             key="config_missing",
         )
-    network = FourPhaseNet(NetworkConfig.from_dict(sections.get("network", {})))
+    sections = sections or {}
     preprocessing = PreprocessingConfig.from_dict(sections.get("preprocessing", {}))
+    digest = hashlib.sha256(data).hexdigest()
+    if model is not None:
+        interface, arguments = interface_from_dict(sections.get("model", {})), sections.get("network", {})
+        network = network_from_factory(model, arguments)
+        notes = _load_state(network, state)
+        return _foreign(network, preprocessing, digest, notes, interface, _section(model, arguments))
+    _refuse_model_table(sections)
+    ours = FourPhaseNet(NetworkConfig.from_dict(sections.get("network", {})))
     _check_channels(preprocessing)
-    notes = _load_state(network, state)
-    return Checkpoint(network.eval(), preprocessing, hashlib.sha256(data).hexdigest(), notes)
+    return _ours(ours, preprocessing, digest, _load_state(ours, state))
+
+
+def checkpoint_of_module(
+    module: nn.Module,
+    preprocessing: PreprocessingConfig,
+    *,
+    phases: Sequence[str],
+    classes: Sequence[str],
+    factory: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """A network in memory as a checkpoint; its outputs are found by running it once.
+
+    Args:
+        module: takes study float32 (B, P, T, C, H, W), gives logits (B, K) or (logits, phase_logits (B, P, K)).
+        factory, arguments: for the manifest, how it was made; JSON types.
+
+    Raises: UsageError (2) for phases and classes that are none, ExportRefused (25) for other outputs.
+    """
+    section = _section(factory, arguments or {})
+    digest = hashlib.sha256(canonical_json(section).encode())
+    for name, value in module.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+    if isinstance(module, FourPhaseNet):
+        return _ours(module, preprocessing, digest.hexdigest(), ())
+    interface = Interface(tuple(phases), tuple(classes))
+    return _foreign(module, preprocessing, digest.hexdigest(), (), interface, section)
+
+
+def _ours(network: FourPhaseNet, preprocessing: PreprocessingConfig, sha256: str, notes: tuple[str, ...]) -> Checkpoint:
+    interface = interface_from_config(network.config)
+    return Checkpoint(network.eval(), preprocessing, sha256, notes, interface, network.config.to_dict())
+
+
+def _foreign(
+    network: nn.Module,
+    preprocessing: PreprocessingConfig,
+    sha256: str,
+    notes: tuple[str, ...],
+    interface: Interface,
+    section: Mapping[str, Any],
+) -> Checkpoint:
+    network = network.eval().float()
+    return Checkpoint(network, preprocessing, sha256, notes, probed_outputs(network, interface, preprocessing), section)
+
+
+def _section(factory: str | None, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    return {"factory": factory, "arguments": dict(arguments)}
+
+
+def _refuse_model_table(sections: Mapping[str, Any]) -> None:
+    if "model" in sections:
+        raise UsageError(
+            "the table [model] speaks of another network than ours",
+            "give --model package.module:factory, or put phases and classes into [network]",
+            key="config_invalid",
+        )
 
 
 def save_checkpoint(
@@ -109,82 +171,6 @@ def save_checkpoint(
     write_file(path, save(state, metadata={CONFIG_KEY: canonical_json(sections)}))
 
 
-def _read_safetensors(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    try:
-        state = load(data)
-        # The header: a little-endian length, then JSON.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    except (SafetensorError, ValueError) as error:
-        raise _unreadable(f"it is not a valid .safetensors file ({error})") from error
-    text = header.get("__metadata__", {}).get(CONFIG_KEY)
-    return state, None if text is None else _parse_sections(text)
-
-
-def _read_pickle(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    try:
-        with warnings.catch_warnings():
-            # PyTorch remarks on the pickle protocol; what it cannot read, it refuses below.
-            warnings.simplefilter("ignore")
-            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ModelIncompatible(
-            "the checkpoint holds pickled objects other than tensors, which could run code; nothing was run",
-            "save only the state dict: torch.save(model.state_dict(), path), or a .safetensors file",
-            key="checkpoint_unsafe",
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError, AttributeError, IndexError) as error:
-        raise _unreadable("it is not a PyTorch checkpoint, or it is truncated") from error
-    carried = content.get(CONFIG_KEY) if isinstance(content, dict) else None
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict):
-        raise _unreadable("it holds no state dict")
-    tensors = {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
-    return tensors, _parse_sections(carried) if isinstance(carried, str) else None
-
-
-def _unreadable(reason: str) -> ModelIncompatible:
-    return ModelIncompatible(
-        f"the checkpoint cannot be read: {reason}", "copy or save the checkpoint again", key="checkpoint_unreadable"
-    )
-
-
-def _parse_sections(text: str) -> dict[str, Any]:
-    try:
-        sections = json.loads(text)
-    except ValueError as error:
-        raise _unreadable(f"its {CONFIG_KEY} is not JSON") from error
-    return _checked_sections(sections, CONFIG_KEY)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The tables of a `net.toml`.
-
-    Raises: InputMissing (10), UsageError (2).
-    """
-    try:
-        sections = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputMissing(f"the configuration {path} cannot be read: {error.strerror}", "check the path") from error
-    except ValueError as error:
-        raise UsageError(f"{path.name} is not valid TOML: {error}", "correct the file", key="config_invalid") from error
-    return _checked_sections(sections, path.name)
-
-
-def _checked_sections(sections: Any, source: str) -> dict[str, Any]:
-    valid = isinstance(sections, dict) and all(isinstance(sections.get(name, {}), dict) for name in _SECTIONS)
-    unknown = sorted(set(sections) - set(_SECTIONS)) if valid else []
-    if not valid or unknown:
-        raise UsageError(
-            f"{source} holds unknown tables: {', '.join(unknown)}" if unknown else f"{source} is not a set of tables",
-            "the tables are [network] and [preprocessing]",
-            key="config_invalid",
-        )
-    return dict(sections)
-
-
 def _check_channels(preprocessing: PreprocessingConfig) -> None:
     if preprocessing.channels != 3:
         raise UsageError(
@@ -194,7 +180,7 @@ def _check_channels(preprocessing: PreprocessingConfig) -> None:
         )
 
 
-def _load_state(network: FourPhaseNet, state: Mapping[str, Tensor]) -> tuple[str, ...]:
+def _load_state(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Fills the network, or says by name which keys are missing, unexpected, wrongly shaped or not finite."""
     notes = []
     for prefix in _PREFIXES:

@@ -31,9 +31,20 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
-CheckpointArgument = Annotated[Path, typer.Argument(help=".safetensors, .pt or .pth.")]
+CheckpointArgument = Annotated[Path, typer.Argument(help=".safetensors, .pt or .pth; or an .onnx you bring along.")]
 ConfigOption = Annotated[
-    Path | None, typer.Option(help="TOML with [network] and [preprocessing]; overrides the file's.")
+    Path | None,
+    typer.Option(
+        help="TOML with [network] and [preprocessing]; overrides the file's. For --model and .onnx also [model]"
+        " phases and classes."
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PACKAGE.MODULE:FACTORY",
+        help="Another network than ours: the factory is imported, called with [network], and its code runs.",
+    ),
 ]
 TargetOption = Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or none (ONNX only).")]
 AcceptOption = Annotated[Path | None, typer.Option(help="TOML with other thresholds for the gates.")]
@@ -49,6 +60,7 @@ def export_onnx(
     checkpoint: CheckpointArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The .onnx file to write.")],
     config: ConfigOption = None,
+    model: ModelOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -63,9 +75,12 @@ def export_onnx(
         raise UsageError(f"{output.name} is not an .onnx file", "name it MODEL.onnx", key="suffix")
     check_file_target(output)
     from fourphase.export.build import verified_onnx
-    from fourphase.export.checkpoint import load_checkpoint
+    from fourphase.export.source import load_source
 
-    verified = verified_onnx(load_checkpoint(checkpoint, config))
+    source = load_source(checkpoint, config, model)
+    for line in source.notes:
+        note(line)
+    verified = verified_onnx(source)
     write_file(output, verified.data)
     parity = verified.parity.to_dict()
     if json_output:
@@ -117,12 +132,15 @@ def build_engine(
     accept: AcceptOption = None,
     gru: Annotated[str, typer.Option(help="auto, loop (the ONNX operator) or unrolled.")] = "auto",
     config: ConfigOption = None,
+    model: ModelOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Turn a checkpoint into a bundle: ONNX verified against PyTorch, lowered, judged, and a TensorRT engine.
 
     Example: fp-export build-engine model.safetensors -o liver.bundle --precision int8 --calibration calibration
+
+    Another network: fp-export build-engine weights.pt --model package.module:factory --config net.toml -o my.bundle
     """
     _set_up(json_output, quiet)
     from fourphase.export.build import build_bundle
@@ -150,6 +168,7 @@ def build_engine(
         policy=policy,
         accept=accept,
         config=config,
+        model=model,
     )
     result = build_bundle(checkpoint, output, request)
     if json_output:
@@ -169,6 +188,7 @@ def verify(
     accept: AcceptOption = None,
     plans: PlansOption = None,
     config: ConfigOption = None,
+    model: ModelOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -182,9 +202,11 @@ def verify(
     if subject.suffix == ".onnx":
         if checkpoint is None:
             raise UsageError("an .onnx is verified against a checkpoint", "give --checkpoint", key="checkpoint_needed")
-        report = verify_onnx(subject, checkpoint, config)
+        report = verify_onnx(subject, checkpoint, config, model)
     else:
-        report = verify_bundle(subject, checkpoint, config, evaluation=evaluation, accept=accept, plans=plans)
+        report = verify_bundle(
+            subject, checkpoint, config, factory=model, evaluation=evaluation, accept=accept, plans=plans
+        )
     if json_output:
         print(json.dumps(report, indent=1))
         return

@@ -24,7 +24,7 @@ from fourphase.calibration.evaluation import Run
 from fourphase.calibration.ladder import Step
 from fourphase.calibration.rounding import rounding_session
 from fourphase.engine.bundle import GoldenFile, GoldenOutputs
-from fourphase.export.onnx_export import OUTPUTS
+from fourphase.export.interface import OUTPUTS
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.console import progress
 from fourphase.runtime.golden import Tolerance, study_from_codes
@@ -78,11 +78,12 @@ def golden_file(studies: GoldenStudies, fp32: Mapping[str, Floats], lowered: Seq
     """The golden file's content.
 
     Args:
-        fp32: PyTorch's `logits` (N, K) and `phase_logits` (N, P, K) for at least as many studies.
+        fp32: PyTorch's `logits` (N, K) and, if the network has them, `phase_logits` (N, P, K), for at least as many
+            studies.
         lowered: the models whose literal outputs go beside them.
     """
     reference = {name: values[: len(studies)] for name, values in fp32.items()}
-    outputs = {"fp32": GoldenOutputs(reference["logits"], reference["phase_logits"], FP32_TOLERANCE)}
+    outputs = {"fp32": GoldenOutputs(reference["logits"], reference.get("phase_logits"), FP32_TOLERANCE)}
     with progress("golden outputs", len(lowered)) as advance:
         for step in lowered:
             outputs[step.precision] = _lowered(step, studies)
@@ -98,18 +99,22 @@ def _lowered(step: Step, studies: GoldenStudies) -> GoldenOutputs:
     generator = np.random.Generator(np.random.PCG64(0))
     others += [_outputs(run, [_perturbed(study, generator) for study in inputs]) for _ in range(_DRAWS[step.precision])]
     floor = _LOWERED_FLOOR[step.precision]
-    atol, phase_atol = (
-        max(_SPREAD_FACTOR * max(float(np.abs(one - two).max()) for two in found), floor * float(np.abs(one).max()))
-        for one, found in zip(literal, zip(*others, strict=True), strict=True)
-    )
-    return GoldenOutputs(*literal, Tolerance(atol, 0.0, phase_atol))
+    allowed = {
+        name: max(
+            _SPREAD_FACTOR * max(float(np.abs(values - other[name]).max()) for other in others),
+            floor * float(np.abs(values).max()),
+        )
+        for name, values in literal.items()
+    }
+    atol = allowed["logits"]
+    tolerance = Tolerance(atol, 0.0, allowed.get("phase_logits", atol))
+    return GoldenOutputs(literal["logits"], literal.get("phase_logits"), tolerance)
 
 
 def _perturbed(study: Floats, generator: np.random.Generator) -> Floats:
     return (study * generator.uniform(1 - _HALF_STEP, 1 + _HALF_STEP, study.shape)).astype(np.float32)
 
 
-def _outputs(run: Run, inputs: Sequence[Floats]) -> tuple[Floats, Floats]:
+def _outputs(run: Run, inputs: Sequence[Floats]) -> dict[str, Floats]:
     found = [run(study) for study in inputs]
-    logits, phase_logits = (np.concatenate([outputs[name] for outputs in found]) for name in OUTPUTS)
-    return logits, phase_logits
+    return {name: np.concatenate([outputs[name] for outputs in found]) for name in OUTPUTS if name in found[0]}

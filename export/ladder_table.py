@@ -18,7 +18,8 @@ def print_parity(parity: Mapping[str, Any]) -> None:
         kind = row["block"].partition("/")[0]
         if kind not in kinds or row["relative"] > kinds[kind]["relative"]:
             kinds[kind] = row
-    table = Table("block", "max abs", "relative", "allowed", title="ONNX against PyTorch FP32, worst case")
+    whose = "PyTorch FP32" if parity["baseline"] == "torch fp32" else parity["baseline"]
+    table = Table("block", "max abs", "relative", "allowed", title=f"ONNX against {whose}, worst case")
     for kind, row in kinds.items():
         table.add_row(kind, f"{row['max_abs']:.2e}", f"{row['relative']:.2e}", f"{row['allowed']:.0e}")
     Console().print(table)

@@ -19,20 +19,23 @@ import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 import torch
+from torch import nn
 
 from fourphase.calibration.blocks import BLOCK_KEY, BLOCKS_KEY
-from fourphase.export.blocks import TappedNetwork, block_of_scopes
+from fourphase.export.blocks import Naming, TappedNetwork, naming_of
+from fourphase.export.interface import INPUT, OUTPUTS, Interface, interface_from_config
+from fourphase.export.module_blocks import ModuleBlocks
+from fourphase.export.module_outputs import require_outputs, run_once
 from fourphase.export.network import FourPhaseNet
+from fourphase.export.node_parts import name_parts
 from fourphase.export.pass_merge_gate_gemms import merge_gate_gemms
 from fourphase.export.pass_static_gru import make_gru_static
 from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import EnvironmentFault, ExportRefused, UsageError
 
-__all__ = ["GRU_FORMS", "INPUT", "OPSET", "OUTPUTS", "chosen_gru", "onnx_from_network"]
+__all__ = ["GRU_FORMS", "INPUT", "OPSET", "OUTPUTS", "chosen_gru", "onnx_from_module", "onnx_from_network"]
 
-INPUT = "study"
-OUTPUTS = ("logits", "phase_logits")
 #: Q/DQ with FP16 scales needs 19; TensorRT 10.3 reads up to 20.
 OPSET = 20
 #: "loop" is ONNX's GRU operator, "unrolled" the same sums written out step by step (see `pass_unroll_gru`).
@@ -60,37 +63,51 @@ def chosen_gru(wanted: str) -> tuple[str, str]:
 
 
 def onnx_from_network(network: FourPhaseNet, preprocessing: PreprocessingConfig, gru: str = "loop") -> onnx.ModelProto:
-    """Exports the network for inputs float32 (B, P, T, C, H, W), with T, H, W from `preprocessing.size`.
+    """Exports our network; as `onnx_from_module`, which takes any."""
+    return onnx_from_module(network, interface_from_config(network.config), preprocessing, gru)
+
+
+def onnx_from_module(
+    network: nn.Module, interface: Interface, preprocessing: PreprocessingConfig, gru: str = "loop"
+) -> onnx.ModelProto:
+    """Exports a network for inputs float32 (B, P, T, C, H, W), with T, C, H, W from `preprocessing`.
 
     Args:
+        interface: P and the outputs; what the network gives is held against it.
         gru: one of GRU_FORMS.
 
-    Raises: ExportRefused (25) if PyTorch cannot export it, EnvironmentFault (24) for an exporter known to be wrong.
+    Raises: ExportRefused (25) if the network does not run, gives other outputs, or PyTorch cannot export it;
+        EnvironmentFault (24) for an exporter known to be wrong.
     """
     _require_onnxscript()
     tapped = TappedNetwork(network.eval())
-    slices, rows, columns = preprocessing.size
-    example = torch.zeros(_EXAMPLE_BATCH, network.config.count, slices, preprocessing.channels, rows, columns)
+    example = torch.zeros(_EXAMPLE_BATCH, *interface.input_sizes(preprocessing))
     with torch.no_grad(), _quiet_exporter():
-        tapped(example)
+        found = run_once(tapped, example)
+        require_outputs(found[: tapped.outputs], interface, _EXAMPLE_BATCH)
         try:
             program = torch.onnx.export(
                 tapped,
                 (example,),
                 dynamo=True,
                 input_names=[INPUT],
-                output_names=[*OUTPUTS, *tapped.names],
+                output_names=[*interface.outputs, *tapped.names],
                 dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
                 opset_version=OPSET,
                 verbose=False,
             )
         except Exception as error:
             raise ExportRefused(
-                f"PyTorch could not export the network: {str(error).splitlines()[0]}",
-                "check the configuration; the smallest input side is 32 and every side must be even",
+                f"PyTorch could not export the network: {str(error).splitlines()[0]}", _cure_of(network)
             ) from error
     assert program is not None
-    return _shipped(program.model, tapped.names, gru)
+    return _shipped(program.model, naming_of(network), tapped.names, interface.outputs, gru)
+
+
+def _cure_of(network: nn.Module) -> str:
+    if isinstance(network, FourPhaseNet):
+        return "check the configuration; the smallest input side is 32 and every side must be even"
+    return "write it so that torch.export takes it: no branches on values, and a batch of any size"
 
 
 def _require_onnxscript() -> None:
@@ -118,7 +135,9 @@ def _quiet_exporter() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _shipped(model: ir.Model, blocks: tuple[str, ...], gru: str) -> onnx.ModelProto:
+def _shipped(
+    model: ir.Model, naming: Naming, blocks: tuple[str, ...], outputs: tuple[str, ...], gru: str
+) -> onnx.ModelProto:
     """Cleans the exported graph, writes the block names into it, takes the blocks off its outputs, runs the passes."""
     from onnxscript import optimizer
 
@@ -127,12 +146,14 @@ def _shipped(model: ir.Model, blocks: tuple[str, ...], gru: str) -> onnx.ModelPr
     common.RemoveUnusedNodesPass()(model)
     for node in model.graph:
         scopes = ast.literal_eval(node.metadata_props.get(_SCOPES_KEY, "[]"))
-        block = block_of_scopes([scope.removeprefix("network.") for scope in scopes])
+        block = naming.of_scopes([scope.removeprefix("network.") for scope in scopes])
         node.metadata_props.clear()
         node.metadata_props[BLOCK_KEY] = block
     for value in list(model.graph.outputs):
-        if value.name not in OUTPUTS:
+        if value.name not in outputs:
             model.graph.outputs.remove(value)
+    if isinstance(naming, ModuleBlocks):
+        name_parts(model)
     merge_gate_gemms(model)
     if gru == "unrolled":
         unroll_gru(model)

@@ -1,13 +1,14 @@
-"""Numerical parity: every block and both outputs of an ONNX graph against PyTorch, on several batch sizes.
+"""Numerical parity: every block and every output of an ONNX graph against PyTorch, on several batch sizes.
 
-The baseline is always the PyTorch network in FP32. The shipped graph, nothing marked, is compared at every batch size;
-the same graph with its blocks marked as outputs is run once to find the place where a difference begins.
+The baseline is the PyTorch network in FP32, or for a model that came as ONNX that file. The shipped graph, nothing
+marked, is compared at every batch size; the same graph with its blocks marked as outputs is run once to find the place
+where a difference begins.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,16 +16,27 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from fourphase.calibration.blocks import block_names, with_outputs
 from fourphase.calibration.cpu_session import cpu_session
-from fourphase.export.blocks import record_blocks
-from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import INPUT, OUTPUTS
+from fourphase.calibration.ladder import TORCH, Baseline
+from fourphase.export.blocks import outputs_of, record_blocks
+from fourphase.export.interface import INPUT, OUTPUTS
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import ParityFailed
 
-__all__ = ["FP32_RTOL", "BlockParity", "ParityReport", "compare", "measure_parity", "require_parity", "run_onnx"]
+__all__ = [
+    "FP32_RTOL",
+    "BlockParity",
+    "ParityReport",
+    "compare",
+    "measure_parity",
+    "parity_with",
+    "require_parity",
+    "run_onnx",
+    "torch_baseline",
+]
 
 Array = NDArray[np.float32]
 Outputs = dict[str, Array]
@@ -65,12 +77,14 @@ class BlockParity:
 class ParityReport:
     """All comparisons, the outputs at every batch size first, then the blocks in the order of the graph.
 
-    `reference` holds PyTorch's outputs: the one FP32 baseline of everything that is built from this graph.
+    `reference` holds the baseline's outputs: the one FP32 truth of everything that is built from this graph.
+    `baseline` says whose they are.
     """
 
     rtol: float
     rows: tuple[BlockParity, ...]
     reference: Outputs
+    baseline: str = TORCH
 
     @property
     def worst(self) -> BlockParity:
@@ -84,35 +98,63 @@ class ParityReport:
         return next(iter(blocks or failed), None)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"rtol": self.rtol, "baseline": "torch fp32", "rows": [asdict(row) for row in self.rows]}
+        return {"rtol": self.rtol, "baseline": self.baseline, "rows": [asdict(row) for row in self.rows]}
 
 
 def measure_parity(
-    network: FourPhaseNet, model: onnx.ModelProto, studies: Array, *, rtol: float = FP32_RTOL
+    network: nn.Module, model: onnx.ModelProto, studies: Array, *, rtol: float = FP32_RTOL
 ) -> ParityReport:
     """Compares an ONNX graph with its network.
 
     Args:
         studies: three inputs, float32 (3, P, T, C, H, W); batches of 1, 2 and 3 are taken from them.
     """
+    return parity_with(torch_baseline(network), model, studies, rtol=rtol)
+
+
+def parity_with(baseline: Baseline, model: onnx.ModelProto, studies: Array, *, rtol: float = FP32_RTOL) -> ParityReport:
+    """As `measure_parity`, with any baseline; blocks are compared if it has any."""
+    names = [output.name for output in model.graph.output]
     rows = []
-    with progress("comparing with PyTorch", len(BATCHES) + 2) as advance:
-        reference, block_reference = _run_torch(network, studies)
+    with progress(f"comparing with {baseline.name}", len(BATCHES) + 3) as advance:
+        reference = dict(baseline.run(studies))
         advance(1)
         session = _session(model)
         for batch in BATCHES:
             outputs = session(studies[:batch])
-            rows += [compare(name, reference[name][:batch], outputs[name], batch, rtol) for name in OUTPUTS]
+            rows += [compare(name, reference[name][:batch], outputs[name], batch, rtol) for name in names]
             advance(1)
         del session
-        names = block_names(model)
-        blocks = run_onnx(with_outputs(model, names), studies[:1])
-        for name in names:
-            # A block's leading axis is a multiple of the batch, studies outermost: take the first study's part.
-            wanted = block_reference[name]
-            rows.append(compare(name, wanted[: len(wanted) // len(studies)], blocks[name], 1, BLOCK_SLACK * rtol))
+        wanted = baseline.blocks(studies[:1])
         advance(1)
-    return ParityReport(rtol, tuple(rows), reference)
+        rows += _block_rows(block_names(model), wanted, model, studies[:1], rtol)
+        advance(1)
+    return ParityReport(rtol, tuple(rows), reference, baseline.name)
+
+
+def _block_rows(
+    names: Sequence[str], wanted: Mapping[str, Array], model: onnx.ModelProto, study: Array, rtol: float
+) -> list[BlockParity]:
+    if not names or not wanted:
+        return []
+    found = run_onnx(with_outputs(model, names), study)
+    return [compare(name, wanted[name], found[name], 1, BLOCK_SLACK * rtol) for name in names]
+
+
+def torch_baseline(network: nn.Module) -> Baseline:
+    """The PyTorch network in FP32, on the CPU."""
+
+    def run(study: Array) -> Outputs:
+        with torch.no_grad():
+            outputs = outputs_of(network.eval()(torch.from_numpy(study)))
+        return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=False)}
+
+    def blocks(study: Array) -> Outputs:
+        with torch.no_grad(), record_blocks(network.eval()) as found:
+            network(torch.from_numpy(study))
+        return {name: value.numpy() for name, value in found.items()}
+
+    return Baseline(run, blocks)
 
 
 def require_parity(report: ParityReport) -> None:
@@ -152,10 +194,3 @@ def _session(model: onnx.ModelProto) -> Callable[[Array], Outputs]:
     session = cpu_session(model.SerializeToString())
     names = [output.name for output in session.get_outputs()]
     return lambda studies: dict(zip(names, session.run(names, {INPUT: studies}), strict=True))
-
-
-def _run_torch(network: FourPhaseNet, studies: Array) -> tuple[Outputs, Mapping[str, Array]]:
-    with torch.no_grad(), record_blocks(network.eval()) as blocks:
-        outputs = network(torch.from_numpy(studies))
-    values = {name: value.numpy() for name, value in blocks.items()}
-    return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=True)}, values

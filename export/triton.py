@@ -241,6 +241,7 @@ def _config(bundle: Bundle, request: TritonRequest, model: _Model, golden: int) 
     outputs = [
         f'  {{ name: "{name}" data_type: {types[name]} dims: {_dims(shape)}{labels.get(name, "")} }}'
         for name, shape in shapes.items()
+        if name in bundle.outputs
     ]
     opt, largest = model.batch
     sizes = f" preferred_batch_size: [ {opt} ]" if opt > 1 else ""
@@ -302,7 +303,7 @@ def _record(
             {
                 "input": f"warmup/{_golden_file(index)}",
                 "logits": golden.logits[index].tolist(),
-                "phase_logits": golden.phase_logits[index].tolist(),
+                **({} if golden.phase_logits is None else {"phase_logits": golden.phase_logits[index].tolist()}),
             }
             for index in range(len(golden))
         ],

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from google.protobuf.message import DecodeError
 
 from fourphase.calibration.blocks import Policy
 from fourphase.calibration.calibration_set import check_overlap, load_calibration_set
@@ -21,10 +20,11 @@ from fourphase.calibration.gates import read_acceptance
 from fourphase.calibration.ladder import Baseline, Jury, Step, climb, require_passed
 from fourphase.calibration.lowering import lowered_model
 from fourphase.calibration.scales import scales_from_json
-from fourphase.export.build import torch_baseline, verify_model
-from fourphase.export.checkpoint import Checkpoint, load_checkpoint
-from fourphase.export.config import NetworkConfig
-from fourphase.export.guards import check_graph, require_clean
+from fourphase.export.build import verify_model
+from fourphase.export.given_onnx import parse_onnx
+from fourphase.export.guards import guard_findings, require_clean
+from fourphase.export.interface import Interface
+from fourphase.export.source import Source, baseline_of, load_source
 from fourphase.export.split import FEATURES, SplitModel
 from fourphase.export.split_parity import run_split
 from fourphase.runtime.backends import choose_backend
@@ -32,7 +32,7 @@ from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import progress
 from fourphase.runtime.cuda import probe
-from fourphase.runtime.errors import InputMissing, ModelIncompatible, ParityFailed
+from fourphase.runtime.errors import InputMissing, ParityFailed
 from fourphase.runtime.gpu_choice import NoEngine, choose_engine
 from fourphase.runtime.plan_choice import PlanPolicy
 from fourphase.runtime.selfcheck import self_check
@@ -45,6 +45,7 @@ def verify_bundle(
     checkpoint: Path | None = None,
     config: Path | None = None,
     *,
+    factory: str | None = None,
     evaluation: Path | None = None,
     accept: Path | None = None,
     plans: Path | None = None,
@@ -52,6 +53,7 @@ def verify_bundle(
     """Verifies a bundle; returns a report of the steps passed.
 
     Args:
+        factory: of a checkpoint that is not our network's, "package.module:factory".
         plans: where engines built for this machine lie; None for the bundle's own folder.
         evaluation: a set of studies to judge the lowered models on again, by the thresholds of `accept`.
 
@@ -66,7 +68,8 @@ def verify_bundle(
             advance(1)
     steps = {"integrity": f"{len(bundle.files)} files match their sha256"}
     model = parse_onnx(bundle.read(bundle.models["fp32"].file))
-    require_clean(check_graph(model, NetworkConfig.from_dict(bundle.network), bundle.preprocessing))
+    interface = Interface(bundle.phases, bundle.classes, bundle.outputs)
+    require_clean(guard_findings(model, bundle.network, interface, bundle.preprocessing), bundle.network)
     steps["guards"] = "passed"
     for precision in bundle.models:
         steps[f"golden {precision}"] = _golden(bundle, precision)
@@ -78,7 +81,7 @@ def verify_bundle(
         steps[f"typing {step.precision}"] = "the graph is what its policy makes of the FP32 one, byte for byte"
     parity, loaded = None, None
     if checkpoint is not None:
-        loaded = load_checkpoint(checkpoint, config)
+        loaded = load_source(checkpoint, config, factory)
         _require_same_configuration(bundle, loaded)
         parity = verify_model(loaded, model).parity.to_dict()
         steps["parity"] = "configuration equal, every block passed"
@@ -88,7 +91,7 @@ def verify_bundle(
         if bundle.calibration is not None:
             check_overlap(data, [*bundle.calibration["cases"], *bundle.calibration["contents"]])
         jury = Jury(data, "evaluation set", data.hash)
-        baseline = torch_baseline(loaded.network) if loaded else Baseline.of_onnx(model)
+        baseline = baseline_of(loaded, model) if loaded else Baseline.of_onnx(model)
         rungs = climb(ladder, baseline, jury, acceptance, bundle.classes)
         require_passed(rungs)
         report |= {"judged_on": jury.to_dict(), "ladder": [rung.to_dict() for rung in rungs]}
@@ -140,6 +143,8 @@ def _golden_split(bundle: Bundle, precision: str) -> str:
         ("logits", golden.logits, tolerance.atol),
         ("phase_logits", golden.phase_logits, tolerance.phase_atol),
     ):
+        if wanted is None:
+            continue
         difference = np.abs(outputs[name] - wanted)
         if not (difference <= atol + tolerance.rtol * np.abs(wanted)).all():
             raise ParityFailed(
@@ -166,7 +171,7 @@ def _engine(bundle: Bundle, plans: Path | None) -> str:
     )
 
 
-def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dict[str, Any]:
+def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None, factory: str | None = None) -> dict[str, Any]:
     """Verifies an ONNX file against the checkpoint it claims to come from.
 
     Raises: InputMissing (10), ModelIncompatible (20), ParityFailed (27) naming the node or block.
@@ -175,19 +180,18 @@ def verify_onnx(path: Path, checkpoint: Path, config: Path | None = None) -> dic
         model = parse_onnx(path.read_bytes())
     except OSError as error:
         raise InputMissing(f"the model {path} cannot be read: {error.strerror}", "check the path") from error
-    parity = verify_model(load_checkpoint(checkpoint, config), model).parity.to_dict()
+    parity = verify_model(load_source(checkpoint, config, factory), model).parity.to_dict()
     steps = {"guards": "passed", "parity": "every block passed"}
     return {"schema": "fourphase.verification/1", "steps": steps, "parity": parity, "ladder": None}
 
 
-def _require_same_configuration(bundle: Bundle, checkpoint: Checkpoint) -> None:
+def _require_same_configuration(bundle: Bundle, source: Source) -> None:
     """Classes in another order or another window give wrong answers that no comparison of numbers finds."""
-    network = checkpoint.network.config
     pairs = {
-        "network": (dict(bundle.network), json.loads(canonical_json(network.to_dict()))),
-        "classes": (bundle.classes, network.classes),
-        "phases": (bundle.phases, network.phases),
-        "preprocessing": (bundle.preprocessing, checkpoint.preprocessing),
+        "network": (dict(bundle.network), json.loads(canonical_json(dict(source.section)))),
+        "classes": (bundle.classes, source.interface.classes),
+        "phases": (bundle.phases, source.interface.phases),
+        "preprocessing": (bundle.preprocessing, source.preprocessing),
     }
     for name, (packed, trained) in pairs.items():
         if packed != trained:
@@ -196,18 +200,3 @@ def _require_same_configuration(bundle: Bundle, checkpoint: Checkpoint) -> None:
                 "build the bundle again from this checkpoint, or give the checkpoint (and --config) it was built from",
                 key="configuration_differs",
             )
-
-
-def parse_onnx(data: bytes) -> onnx.ModelProto:
-    """Bytes -> a model that onnx.checker accepts.
-
-    Raises: ModelIncompatible (20).
-    """
-    try:
-        model = onnx.load_model_from_string(data)
-        onnx.checker.check_model(model, full_check=False)
-    except (DecodeError, onnx.checker.ValidationError) as error:
-        raise ModelIncompatible(
-            f"it is not a valid ONNX model: {str(error).splitlines()[0]}", "export it again", key="onnx_invalid"
-        ) from error
-    return model

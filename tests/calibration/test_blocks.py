@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from fourphase.calibration.blocks import Policy, selectors_of
+from fourphase.calibration.blocks import Policy, is_foreign, selectors_of
+from fourphase.calibration.qdq import int8_policy
+from fourphase.calibration.typed import fp16_policy
 from fourphase.runtime.errors import UsageError
 
 BLOCKS = ("stem/NC", "stage1/NC", "gate1.channel/NC", "gate1.spatial/NC", "mix1/NC", "gru", "phase_head/NC")
@@ -15,6 +17,8 @@ BLOCKS = ("stem/NC", "stage1/NC", "gate1.channel/NC", "gate1.spatial/NC", "mix1/
         ("stage3/PV", ("stage3/PV", "stage3", "stage", "*")),
         ("conv1d", ("conv1d", "*")),
         ("stage2", ("stage2", "stage", "*")),
+        ("layers.0/norm", ("layers.0/norm", "*/norm", "layers.0", "layers", "*")),
+        ("head/logits", ("head/logits", "*/logits", "head", "*")),
     ],
 )
 def test_selectors_from_precise_to_general(block: str, selectors: tuple[str, ...]) -> None:
@@ -38,3 +42,30 @@ def test_unknown_blocks_and_precisions_are_named() -> None:
     with pytest.raises(UsageError, match="'fp8'"):
         Policy.of({"gru": "fp8"})
     Policy.of({"stage": "int8", "*": "fp16"}).check(BLOCKS)
+
+
+FOREIGN = ("outside", "stem/input", "stem", "layers.0/norm", "layers.0", "gru/recurrence", "gru", "head/logits")
+
+
+def test_a_foreign_networks_policies_speak_of_the_parts() -> None:
+    """A block `gru` or `head` of another network is no exception by its name: its recurrence and last layer are."""
+    assert is_foreign(FOREIGN)
+    assert not is_foreign(BLOCKS)
+    half, quantized = fp16_policy(FOREIGN), int8_policy(FOREIGN, {"stem", "stem/input", "layers.0", "layers.0/norm"})
+    assert [half.precision_of(block) for block in FOREIGN] == [
+        "fp16", "fp16", "fp16", "fp32", "fp16", "fp32", "fp16", "fp32",
+    ]  # fmt: skip
+    assert [quantized.precision_of(block) for block in FOREIGN] == [
+        "fp16", "fp16", "int8", "fp32", "int8", "fp32", "fp16", "fp32",
+    ]  # fmt: skip
+    everywhere = int8_policy(FOREIGN)
+    assert [everywhere.precision_of(block) for block in ("stem", "stem/input", "gru/recurrence", "outside")] == [
+        "int8", "fp16", "fp32", "int8",
+    ]  # fmt: skip
+    for policy in (half, quantized, everywhere):
+        policy.check(FOREIGN)
+
+
+def test_our_policies_are_what_they_were() -> None:
+    assert dict(fp16_policy(BLOCKS).rules) == {"*": "fp16", "gate.channel": "fp32", "gru": "fp32", "phase_head": "fp32"}
+    assert int8_policy(BLOCKS).precision_of("stage1/NC") == "int8"

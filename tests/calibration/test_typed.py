@@ -315,6 +315,6 @@ def test_without_the_product_the_builder_still_rejects_the_graph(
     model: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this fails, NVIDIA has repaired it: the product may go once every supported version is that new."""
-    monkeypatch.setattr(typed, "_hold_casts_before_gru", lambda graph: None)
+    monkeypatch.setattr(typed, "hold_casts_before_gru", lambda graph: None)
     with pytest.raises(EngineBuildFailed, match="reshape"):
         build(typed_model(model, Policy.of({"*": "fp16", "gru": "fp32"})))

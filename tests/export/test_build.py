@@ -60,12 +60,14 @@ def test_the_bundle_computes_what_the_checkpoint_does(bundle_path: Path, network
     outputs = choose_backend(bundle, "onnxruntime").backend.infer(study)
     expected = network(torch.from_numpy(study))
     np.testing.assert_allclose(outputs.logits, expected[0].detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert outputs.phase_logits is not None
     np.testing.assert_allclose(outputs.phase_logits, expected[1].detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_the_golden_outputs_are_pytorchs(bundle_path: Path, network: FourPhaseNet) -> None:
     golden = load_bundle(bundle_path).golden()
     assert len(golden) == 2
+    assert golden.phase_logits is not None
     for index in range(len(golden)):
         logits, phase_logits = network(torch.from_numpy(golden.study(index)))
         np.testing.assert_allclose(golden.logits[index], logits[0].detach().numpy(), rtol=1e-5, atol=1e-6)
@@ -103,7 +105,7 @@ def test_verify_finds_a_bundle_that_is_not_configured_like_its_checkpoint(
         ("network", {"classes": ("ICC", "HCC")}, SMALL),
         ("preprocessing", {}, replace(SMALL, windows_hu=((-1000.0, 1000.0), (-960.0, 240.0), (-15.0, 135.0)))),
     ):
-        network = FourPhaseNet(replace(loaded.network.config, **keys))  # type: ignore[arg-type]
+        network = FourPhaseNet(replace(NetworkConfig.from_dict(loaded.section), **keys))  # type: ignore[arg-type]
         network.load_state_dict(state)
         other = tmp_path / f"{name}.safetensors"
         save_checkpoint(other, network, preprocessing)
@@ -145,7 +147,7 @@ def test_a_failed_build_leaves_the_old_bundle_untouched(
         next(node for node in model.graph.node if node.op_type == "Sigmoid").op_type = "Tanh"
         return model
 
-    monkeypatch.setattr("fourphase.export.build.onnx_from_network", doctored)
+    monkeypatch.setattr("fourphase.export.source.onnx_from_network", doctored)
     with pytest.raises(ParityFailed, match=r"block gate1\.channel/NC"):
         build_bundle(checkpoint, target, NO_ENGINE)
     assert {path.name: path.read_bytes() for path in target.iterdir() if path.is_file()} == before

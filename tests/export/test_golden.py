@@ -78,6 +78,7 @@ def test_no_tolerance_is_below_its_share_of_the_largest_logit(
     for name, share in (("fp16", 1e-3), ("int8", 1e-2)):
         found = golden_file(studies, fp32, steps).outputs[name]
         assert found.tolerance.atol == pytest.approx(share * float(np.abs(found.logits).max()))
+        assert found.phase_logits is not None
         assert found.tolerance.phase_atol == pytest.approx(share * float(np.abs(found.phase_logits).max()))
 
 

@@ -19,7 +19,7 @@ from fourphase.calibration.blocks import Policy, node_blocks
 from fourphase.calibration.gates import Acceptance
 from fourphase.calibration.rounding import rounding_session
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
-from fourphase.export import build
+from fourphase.export import source
 from fourphase.export.build import build_bundle
 from fourphase.export.build_request import BuildRequest
 from fourphase.export.checkpoint import save_checkpoint
@@ -59,7 +59,7 @@ class Place:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(build, "onnx_from_network", exported_once)
+        patch.setattr(source, "onnx_from_network", exported_once)
         yield
 
 
