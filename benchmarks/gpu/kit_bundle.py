@@ -14,12 +14,8 @@ import onnx
 from numpy.typing import NDArray
 
 from fourphase.benchmarks.gpu.kit import PRECISIONS
-from fourphase.calibration.ladder import steps_of
-from fourphase.calibration.lowering import blocks_of
-from fourphase.calibration.qdq import int8_policy, quantizable_values
-from fourphase.calibration.scales import collect_histograms, scales_from
+from fourphase.benchmarks.latency.lowering import lowered_steps
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
-from fourphase.calibration.typed import fp16_policy
 from fourphase.engine.bundle import BundleContents
 from fourphase.export.build import onnx_model_of, torch_baseline
 from fourphase.export.build_report import tool_versions
@@ -70,11 +66,9 @@ def bundle_contents(
 
     Raises: as lowering and splitting do (20, 25, 27).
     """
-    config, blocks, data = network.config, blocks_of(model), model.SerializeToString()
-    policies = {"fp16": fp16_policy(blocks), "int8": int8_policy(blocks)}
+    config = network.config
     drawn = DrawnStudies(_CALIBRATION, config.count, preprocessing)
-    names = quantizable_values(model, policies["int8"])
-    steps = steps_of(model, policies, scales_from(collect_histograms(data, names, drawn), DEFAULT_ALGORITHM))
+    steps = lowered_steps(model, PRECISIONS[1:], drawn)
     studies = GoldenStudies(golden_codes(_GOLDEN, config.count, preprocessing), preprocessing)
     rows = [torch_baseline(network).run(studies.study(index)) for index in range(len(studies))]
     reference = {name: np.concatenate([row[name] for row in rows]) for name in rows[0]}

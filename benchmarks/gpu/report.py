@@ -22,7 +22,7 @@ from fourphase.benchmarks.machine import gpu_state
 from fourphase.runtime.atomic import write_file
 from fourphase.runtime.errors import InputMissing, ModelIncompatible, UsageError
 
-__all__ = ["SCHEMA", "Report", "merge_reports", "readable", "recordings_file", "with_limits"]
+__all__ = ["SCHEMA", "Report", "machine_places", "merge_reports", "readable", "recordings_file", "with_limits"]
 
 SCHEMA = "fourphase.gpu-check/2"
 #: What reports must have in common to be put together; a call without a kit has none.
@@ -50,7 +50,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         body = {"schema": SCHEMA, **self.header, "kit": self._kit(), "steps": with_limits(self.records)}
-        cleaned: dict[str, Any] = readable(body, {str(self.kit): "<kit>", **_places()})
+        cleaned: dict[str, Any] = readable(body, {str(self.kit): "<kit>", **machine_places()})
         return cleaned
 
     def _kit(self) -> dict[str, Any] | None:
@@ -163,7 +163,7 @@ def readable(value: Any, places: Mapping[str, str]) -> Any:
     return value
 
 
-def _places() -> dict[str, str]:
+def machine_places() -> dict[str, str]:
     """The directories of this machine that error texts speak of."""
     places = {
         os.getcwd(): "<cwd>",

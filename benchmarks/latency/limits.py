@@ -8,12 +8,15 @@ library that uses Winograd convolutions or fuses layers may come below 1 x.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from fourphase.benchmarks.guarded_steps import Outcome, Save
@@ -23,10 +26,14 @@ from fourphase.benchmarks.latency.torch_timer import Inference, own_stream, time
 __all__ = ["Cost", "limit_of", "measure_peaks", "network_cost"]
 
 _PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16}
-#: Layers whose output goes to memory; batch norm and activations are taken as fused into the layer before.
+#: Bytes of a value.
+_SIZES = {"fp32": 4, "fp16": 2, "int8": 1}
+#: Layers whose output goes to memory; normalisation and activations are taken as fused into the layer before.
 _WRITING = (
     nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool2d, nn.AvgPool3d, nn.GRU,
 )  # fmt: skip
+#: Functions likewise: attention keeps its scores to itself and writes what it mixes, a resize writes its result.
+_WRITING_FUNCTIONS = (functional.scaled_dot_product_attention, functional.interpolate)
 #: Edges of the square matrix products, and bytes of the copied buffer: far beyond every cache.
 _EDGES, _COPY_BYTES = (4096, 8192), 1 << 30
 _CPU_EDGES, _CPU_COPY_BYTES = (2048,), 1 << 28
@@ -40,7 +47,8 @@ class Cost:
     Attributes:
         gmac: multiply-accumulates of convolutions and matrix products, in 1e9.
         parameters: values of weights, each read once per inference.
-        activations: values written by convolutions, poolings, linear and recurrent layers, each read again once.
+        activations: values written by convolutions, poolings, linear and recurrent layers, attention and resizing, each
+            read again once.
         inputs_outputs: values of the input and the outputs.
     """
 
@@ -53,8 +61,26 @@ class Cost:
         return asdict(self)
 
 
+class _FunctionsWriting(TorchFunctionMode):
+    """Counts the values that `_WRITING_FUNCTIONS` return."""
+
+    written = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _WRITING_FUNCTIONS:
+            self.written += result.numel()
+        return result
+
+
 def network_cost(module: nn.Module, example: Tensor) -> Cost:
-    """Counts one study's cost without computing anything; `example` has the study on its first axis."""
+    """Counts one study's cost without computing anything; `example` has the study on its first axis.
+
+    Multiply-accumulates of a GRU and of attention are in it, too: on the meta device PyTorch takes them apart into
+    matrix products. `nn.MultiheadAttention` is counted as arithmetic; what it writes is not.
+    """
     shadow = copy.deepcopy(module).to("meta").eval()
     study = torch.empty_like(example[:1], device="meta")
     written = 0
@@ -66,13 +92,13 @@ def network_cost(module: nn.Module, example: Tensor) -> Cost:
     for layer in shadow.modules():
         if isinstance(layer, _WRITING):
             layer.register_forward_hook(count)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, _FunctionsWriting() as functions, torch.no_grad():
         outputs = shadow(study)
     results = [outputs] if isinstance(outputs, Tensor) else list(outputs)
     return Cost(
         gmac=counter.get_total_flops() / 2e9,
         parameters=sum(parameter.numel() for parameter in shadow.parameters()),
-        activations=written,
+        activations=written + functions.written,
         inputs_outputs=study.numel() + sum(result.numel() for result in results),
     )
 
@@ -85,7 +111,7 @@ def limit_of(cost: Cost, peaks: Mapping[str, Any], precision: str, batch: int) -
         return None
     moved = cost.parameters + batch * (cost.inputs_outputs + 2 * cost.activations)
     arithmetic_ms = 1e3 * batch * cost.gmac * 2e9 / flops_per_s
-    memory_ms = 1e3 * moved * _PRECISIONS[precision].itemsize / bytes_per_s
+    memory_ms = 1e3 * moved * _SIZES[precision] / bytes_per_s
     return {
         "arithmetic_ms": arithmetic_ms,
         "memory_ms": memory_ms,
@@ -94,12 +120,18 @@ def limit_of(cost: Cost, peaks: Mapping[str, Any], precision: str, batch: int) -
     }
 
 
-def measure_peaks(save: Save, *, device: str, quick: bool) -> Outcome:
+def measure_peaks(save: Save, *, device: str, quick: bool, threads: int | None = None) -> Outcome:
     """The largest matrix-product rate per precision (FP32 without TF32) and the copy rate, bytes read plus written.
+
+    On a CPU also int8's, by OpenVINO, where its products are right; on a GPU PyTorch has no int8 product to measure.
+    `threads`: how many of the usable cores to keep to, for the rest of this process; None: as they are.
 
     The best iteration counts: a limit is no average.
     """
     use_strict_fp32()
+    if threads is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+        torch.set_num_threads(threads)
     where = torch.device(device)
     precisions = [name for name in _PRECISIONS if name == "fp32" or where.type == "cuda"]
     edges, copied = _sizes(where, quick)
@@ -113,7 +145,24 @@ def measure_peaks(save: Save, *, device: str, quick: bool) -> Outcome:
             save(result)
     best_ms = _best_ms(_copy(copied, where), where, quick, result, f"copy {copied}")
     result["copy_bytes_per_s"] = 2 * copied / best_ms * 1e3
+    save(result)
+    if where.type == "cpu":
+        _measure_int8(result, edges, quick)
     return Outcome("ok", result=result)
+
+
+def _measure_int8(result: dict[str, Any], edges: Sequence[int], quick: bool) -> None:
+    """Adds the int8 rate of this CPU, or under `int8_reason` why there is none."""
+    from fourphase.benchmarks.latency.int8_product import int8_product, why_no_int8
+
+    reason = why_no_int8()
+    if reason is not None:
+        result["int8_reason"] = reason
+        return
+    for edge in edges:
+        best_ms = _best_ms(int8_product(edge), torch.device("cpu"), quick, result, f"int8 {edge}")
+        rate = 2 * edge**3 / best_ms * 1e3
+        result["matmul_int8_flops_per_s"] = max(rate, result.get("matmul_int8_flops_per_s", 0.0))
 
 
 def _sizes(device: torch.device, quick: bool) -> tuple[tuple[int, ...], int]:

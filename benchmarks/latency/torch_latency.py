@@ -1,12 +1,13 @@
-"""Latency of a network in PyTorch: eager, torch.compile and CUDA graph, each FP32 and FP16, in turns.
+"""The GPU check's step of a network in PyTorch: eager, torch.compile and CUDA graph, each FP32 and FP16, in turns.
 
-Every variant is also compared with FP32 eager on the same input: a fast wrong answer is shown as such.
+All variants share one process and one copy of the weights, for minutes on a lent machine count; `fp-bench latency`
+gives each a process of its own. Every variant is also compared with FP32 eager on the same input: a fast wrong answer
+is shown as such.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,13 @@ from fourphase.benchmarks.differences import difference
 from fourphase.benchmarks.guarded_steps import Outcome, Save, error_record
 from fourphase.benchmarks.latency.limits import network_cost
 from fourphase.benchmarks.latency.statistics import QUICK, Protocol, measure_interleaved, statistics
+from fourphase.benchmarks.latency.torch_inference import inference_of, run_once
 from fourphase.benchmarks.latency.torch_timer import Inference, Transfers, own_stream, timed, use_strict_fp32
 from fourphase.benchmarks.networks import NETWORKS, TINY, Scale
 
 __all__ = ["measure_network"]
 
 _CUDA_ONLY = "measured on a CUDA device only"
-_CAPTURE_WARMUPS = 3
 
 
 @dataclass(frozen=True)
@@ -111,43 +112,6 @@ def _prepared(
     transfers = Transfers(study, device)
     if stream is not None:
         torch.cuda.synchronize()  # weights and buffers were made on another stream
-    inference = _inference(module, transfers, variant.way, stream)
-    if stream is None:
-        inference()
-    else:
-        with torch.cuda.stream(stream):
-            inference()
-        stream.synchronize()
-    return inference, {str(index): output.float().numpy().copy() for index, output in enumerate(transfers.outputs)}
-
-
-def _inference(module: nn.Module, transfers: Transfers, way: str, stream: torch.cuda.Stream | None) -> Inference:
-    forward = torch.compile(module, dynamic=False) if way == "compile" else module
-    if way == "cuda-graph":
-        assert stream is not None
-        return _captured(module, transfers, stream)
-    results: list[Tensor] = []
-
-    def compute() -> None:
-        with torch.no_grad():
-            results[:] = _flat(forward(transfers.input))
-
-    return Inference(transfers.upload, compute, lambda: transfers.download(results))
-
-
-def _captured(module: nn.Module, transfers: Transfers, stream: torch.cuda.Stream) -> Inference:
-    """The forward pass as a CUDA graph over the transfers' input buffer."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.stream(stream):
-        transfers.upload()
-        for _ in range(_CAPTURE_WARMUPS):
-            module(transfers.input)
-        stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
-            results = _flat(module(transfers.input))
-    replay: Callable[[], None] = graph.replay
-    return Inference(transfers.upload, replay, lambda: transfers.download(results))
-
-
-def _flat(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    inference = inference_of(module, transfers, variant.way, stream)
+    outputs = run_once(inference, transfers, stream)
+    return inference, {str(index): output for index, output in enumerate(outputs)}

@@ -157,6 +157,7 @@ def test_the_same_seed_gives_the_same_untrained_file(made: Untrained, tmp_path: 
     weights = [next(network.network.parameters()) for network in (made, other)]
     assert not torch.equal(*weights)
     loaded = load_checkpoint(tmp_path / "0.safetensors")
+    assert isinstance(loaded.network, FourPhaseNet)
     assert (loaded.network.config.width, loaded.network.config.gru_hidden) == (4, 8)
     assert loaded.preprocessing == SMALL
 

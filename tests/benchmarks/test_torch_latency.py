@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fourphase.benchmarks.latency import torch_latency
+from fourphase.benchmarks.latency.torch_inference import inference_of
 from fourphase.benchmarks.latency.torch_latency import BASELINE, VARIANTS, Variant, measure_network
 from fourphase.benchmarks.latency.torch_timer import Inference, Transfers
 
@@ -48,14 +49,13 @@ def test_a_variant_that_fails_is_recorded_and_the_others_are_measured_and_compar
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """As on a GPU, with every way played by eager, but for compile, which does not come up."""
-    inference = torch_latency._inference
 
     def played(module: nn.Module, transfers: Transfers, way: str, stream: None) -> Inference:
         if way == "compile":
             raise RuntimeError("no C compiler\nlooked for cc")
-        return inference(module, transfers, "eager", stream)
+        return inference_of(module, transfers, "eager", stream)
 
-    monkeypatch.setattr(torch_latency, "_inference", played)
+    monkeypatch.setattr(torch_latency, "inference_of", played)
     monkeypatch.setattr(torch_latency, "_can_run", lambda variant, device: True)
     outcome = measure_network(lambda _: None, network="four-phase", batch=1, device="cpu", quick=True)
     assert (outcome.status, outcome.reason) == ("failed", "failed: compile fp32, compile fp16")

@@ -1,0 +1,30 @@
+"""The bundle's model in OpenVINO, through the product's own backend: what a user really runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fourphase.benchmarks.latency.candidate import Task
+from fourphase.benchmarks.latency.runtimes import Loaded
+from fourphase.benchmarks.latency.studies import arrays_of, studies_of, timed_backend
+from fourphase.runtime import openvino_backend
+from fourphase.runtime.bundle import load_bundle
+
+__all__ = ["REQUIREMENTS", "load", "why_not"]
+
+REQUIREMENTS = openvino_backend.REQUIREMENTS
+
+
+def why_not(precision: str, device: str) -> str | None:
+    """As the product's backend; it runs on the CPU whatever the device."""
+    if not openvino_backend.is_available():
+        return f"the package {REQUIREMENTS[0]} is not installed"
+    return openvino_backend.why_not(precision)
+
+
+def load(task: Task) -> Loaded:
+    """Raises: as the backend does (20, 21, 22, 23, 24)."""
+    bundle = load_bundle(Path(task.bundle))
+    backend = openvino_backend.load_backend(bundle, task.precision)
+    studies = studies_of(bundle, task.batch)
+    return Loaded(timed_backend(backend, studies), arrays_of(backend.infer(studies)))

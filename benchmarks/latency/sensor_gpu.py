@@ -1,0 +1,119 @@
+"""The first NVIDIA GPU's sensors: by NVML where `nvidia-ml-py` is installed, else by an nvidia-smi that reports on.
+
+A value that the card or its driver does not give is left out, never an error. Jetson's GPU is read from files.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from fourphase.benchmarks.latency.sensor_sources import Probe
+
+__all__ = ["NvidiaSmi", "nvml_probes"]
+
+#: NVML's clocks event reasons that slow the GPU down against the user's will: software power cap, hardware slowdown,
+#: software and hardware thermal slowdown, power brake. (Not: idle, clocks set by the user, sync boost, display.)
+_SLOWED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
+_SMI_QUERY = "power.draw,temperature.gpu,clocks.sm,clocks_event_reasons.active"
+#: NVML_TEMPERATURE_GPU and NVML_CLOCK_SM.
+_CORE, _SM_CLOCK = 0, 1
+
+
+def nvml_probes(nvml: Any) -> list[Probe]:
+    """The first GPU's sensors through NVML; none if the driver does not answer.
+
+    Args:
+        nvml: the module `pynvml` of nvidia-ml-py.
+    """
+    try:
+        nvml.nvmlInit()
+        gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+    except nvml.NVMLError:
+        return []
+    reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
+        nvml.nvmlDeviceGetCurrentClocksThrottleReasons
+    )
+    found = [
+        Probe("counter", "gpu", _asked(nvml, lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) * 1e-3)),
+        Probe("power", "gpu", _asked(nvml, lambda: nvml.nvmlDeviceGetPowerUsage(gpu) * 1e-3)),
+        Probe("temperature", "gpu", _asked(nvml, lambda: nvml.nvmlDeviceGetTemperature(gpu, _CORE))),
+        Probe("clock", "gpu", _asked(nvml, lambda: nvml.nvmlDeviceGetClockInfo(gpu, _SM_CLOCK))),
+        Probe("flag", "gpu", _asked(nvml, lambda: bool(reasons(gpu) & _SLOWED))),
+    ]
+    readable = [probe for probe in found if probe.read()]
+    # GPUs before Volta count no energy: there it is integrated from power.
+    counted = any(probe.kind == "counter" for probe in readable)
+    return [probe for probe in readable if not (counted and probe.kind == "power")]
+
+
+def _asked(nvml: Any, ask: Callable[[], float]) -> Callable[[], Sequence[float]]:
+    def read() -> Sequence[float]:
+        try:
+            return (float(ask()),)
+        except nvml.NVMLError:
+            return ()
+
+    return read
+
+
+class NvidiaSmi:
+    """One nvidia-smi that reports the first GPU five times a second until it is closed; its latest line counts."""
+
+    def __init__(self, program: str | None = None) -> None:
+        self._latest: tuple[float | None, ...] = (None,) * 4
+        self._first = threading.Event()
+        self._process: subprocess.Popen[str] | None = None
+        path = program or shutil.which("nvidia-smi")
+        if path is not None:
+            command = [path, "--id=0", f"--query-gpu={_SMI_QUERY}", "--format=csv,noheader,nounits", "-lms", "200"]
+            with suppress(OSError):
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                threading.Thread(target=self._follow, args=(self._process,), daemon=True).start()
+
+    def probes(self, wait_s: float = 5.0) -> list[Probe]:
+        """What it reports, once its first line is there."""
+        if self._process is None or not self._first.wait(wait_s):
+            return []
+        kinds = ("power", "temperature", "clock", "flag")
+        found = [Probe(kind, "gpu", lambda place=place: self._value(place)) for place, kind in enumerate(kinds)]  # type: ignore[misc]
+        return [probe for probe in found if probe.read()]
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def _value(self, place: int) -> Sequence[float]:
+        value = self._latest[place]
+        return () if value is None else (value,)
+
+    def _follow(self, process: subprocess.Popen[str]) -> None:
+        assert process.stdout is not None
+        with process.stdout as lines:
+            for line in lines:
+                cells = [cell.strip() for cell in line.split(",")]
+                if len(cells) == len(self._latest):
+                    self._latest = (*map(_float, cells[:3]), _slowed(cells[3]))
+                    self._first.set()
+        self._first.set()
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None  # "[N/A]"
+
+
+def _slowed(text: str) -> float | None:
+    try:
+        return float(bool(int(text, 16) & _SLOWED))
+    except ValueError:
+        return None
