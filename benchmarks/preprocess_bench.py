@@ -1,34 +1,48 @@
 """`fp-bench preprocess`: reading and preprocessing a study, ours beside a whole-volume SimpleITK pipeline in one run.
 
 Each run is a process of its own, so that its peak memory is its own; imports are done before the clock starts. The two
-take turns; quoted are the median and the ratio of medians. The first run of each, which brings the files into
-the page cache, is not counted.
+take turns; quoted are the medians, their ratio, and the paired ratio with its interval. The first run of each, which
+brings the files into the page cache, is not counted.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import EnvironmentFault, InputMissing
 
-__all__ = ["OURS", "PHASES", "THEIRS", "Comparison", "compare_pipelines", "require_simpleitk"]
+if TYPE_CHECKING:
+    from fourphase.benchmarks.guarded_steps import Outcome, Save
+
+__all__ = [
+    "OURS",
+    "PHASES",
+    "THEIRS",
+    "Comparison",
+    "compare_pipelines",
+    "preprocess_step",
+    "require_simpleitk",
+    "series_files",
+]
 
 PHASES = ("NC", "ART", "PV", "DL")
 OURS, THEIRS = "fourphase", "SimpleITK whole volume"
@@ -48,6 +62,7 @@ class Comparison:
         repeats: counted runs of each pipeline.
         seconds: pipeline -> median of scan + read + preprocess, by the wall clock.
         spread: pipeline -> (fastest, slowest) run.
+        runs: pipeline -> seconds of every counted run, in turns.
         import_seconds: pipeline -> median of what importing its packages takes, which `seconds` leaves out.
         peak_mb: pipeline -> largest resident memory of a run's process, MB.
         shares: pipeline -> step -> share of its time.
@@ -58,6 +73,7 @@ class Comparison:
     slices: int
     seconds: Mapping[str, float]
     spread: Mapping[str, tuple[float, float]]
+    runs: Mapping[str, Sequence[float]]
     import_seconds: Mapping[str, float]
     peak_mb: Mapping[str, float]
     shares: Mapping[str, Mapping[str, float]]
@@ -65,8 +81,13 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
-        """How many times faster ours is."""
+        """How many times faster ours is, by medians."""
         return self.seconds[THEIRS] / self.seconds[OURS]
+
+    @property
+    def paired(self) -> Ratio:
+        """Theirs over ours with its interval, or why none is quoted (fewer than 5 runs, noise)."""
+        return paired_ratio(self.runs[THEIRS], self.runs[OURS])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -78,7 +99,9 @@ class Comparison:
             "import_seconds": dict(self.import_seconds),
             "peak_mb": dict(self.peak_mb),
             "shares": {name: dict(steps) for name, steps in self.shares.items()},
+            "runs": {name: list(seconds) for name, seconds in self.runs.items()},
             "ratio": self.ratio,
+            "paired_ratio": self.paired.to_dict(),
             "max_difference": self.max_difference,
         }
 
@@ -106,6 +129,23 @@ def compare_pipelines(folder: Path, box: Path, repeats: int = 3) -> Comparison:
     return _summary(runs, inputs, repeats)
 
 
+def preprocess_step(save: Save, *, quick: bool, repeats: int = 5) -> Outcome:
+    """The command as a step of the report: on a phantom of 4 x 250 slices of 512 x 512, `quick` on a small one.
+
+    Raises: EnvironmentFault (24) without SimpleITK.
+    """
+    from fourphase.benchmarks.end_to_end.study import phantom_study
+    from fourphase.benchmarks.guarded_steps import Outcome
+    from fourphase.benchmarks.machine import describe_machine
+
+    require_simpleitk()
+    with phantom_study(None, quick=quick) as study:
+        comparison = compare_pipelines(study.folder, study.box, 2 if quick else repeats)
+        settings = {"study": study.what, "repeats": comparison.repeats, "threads": len(os.sched_getaffinity(0))}
+    machine = describe_machine(lambda _: None).result
+    return Outcome("ok", result={**comparison.to_dict(), "machine": machine, "quick": quick, "settings": settings})
+
+
 def _summary(runs: Mapping[str, list[dict[str, Any]]], inputs: Mapping[str, Input], repeats: int) -> Comparison:
     totals = {name: [run["seconds"] for run in rows] for name, rows in runs.items()}
     shares = {}
@@ -118,6 +158,7 @@ def _summary(runs: Mapping[str, list[dict[str, Any]]], inputs: Mapping[str, Inpu
         slices=int(runs[OURS][0]["slices"]),
         seconds={name: statistics.median(values) for name, values in totals.items()},
         spread={name: (min(values), max(values)) for name, values in totals.items()},
+        runs=totals,
         import_seconds={name: statistics.median(run["import_seconds"] for run in rows) for name, rows in runs.items()},
         peak_mb={name: max(run["peak_mb"] for run in rows) for name, rows in runs.items()},
         shares=shares,
@@ -162,7 +203,7 @@ def _theirs(folder: Path, box: Path) -> Callable[[], tuple[Input, dict[str, floa
     def run() -> tuple[Input, dict[str, float], int]:
         steps = {"scan": 0.0, "read": 0.0, "preprocess": 0.0}
         with _timed(steps, "scan"):
-            files = _series_files(sitk, folder)
+            files = series_files(sitk, folder)
         array = np.empty((len(files), config.size[0], config.channels, *config.size[1:]), dtype=np.float32)
         for index, names in enumerate(files):
             with _timed(steps, "read"):
@@ -174,8 +215,8 @@ def _theirs(folder: Path, box: Path) -> Callable[[], tuple[Input, dict[str, floa
     return run
 
 
-def _series_files(sitk: Any, folder: Path) -> list[tuple[str, ...]]:
-    """The files of every stack, in the order of their acquisition times."""
+def series_files(sitk: Any, folder: Path) -> list[tuple[str, ...]]:
+    """The files of every stack below `folder`, in the order of their acquisition times; `sitk` is the package."""
     found = []
     for parent in sorted({path.parent for path in folder.rglob("*") if path.is_file()}):
         for uid in sitk.ImageSeriesReader.GetGDCMSeriesIDs(str(parent)):
