@@ -32,13 +32,26 @@ def auc(scores: ArrayLike, positives: ArrayLike) -> float:
     return u / (hits * (len(positive) - hits))
 
 
-def roc_curve(scores: ArrayLike, positives: ArrayLike) -> tuple[Float, Float]:
-    """(false positive rate, true positive rate), one point per distinct score from (0, 0) to (1, 1), float64."""
+def roc_curve(scores: ArrayLike, positives: ArrayLike, *, corners: bool = False) -> tuple[Float, Float]:
+    """(false positive rate, true positive rate), one point per distinct score from (0, 0) to (1, 1), float64.
+
+    Args:
+        corners: only the points where the curve changes its direction, which make the same curve.
+
+    Raises: UsageError if one of the classes is absent.
+    """
     values, positive = _checked(scores, positives)
     order = np.argsort(-values, kind="stable")
     last_of_tie = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
     hits, misses = np.cumsum(positive[order])[last_of_tie], np.cumsum(~positive[order])[last_of_tie]
-    return np.append(0.0, misses / misses[-1]), np.append(0.0, hits / hits[-1])
+    misses, hits = np.append(0, misses), np.append(0, hits)
+    if corners:
+        # In whole cases, so that straight is straight exactly.
+        right, up = np.diff(misses), np.diff(hits)
+        turns = right[:-1] * up[1:] != right[1:] * up[:-1]
+        kept = np.concatenate([[True], turns, [True]])
+        misses, hits = misses[kept], hits[kept]
+    return misses / misses[-1], hits / hits[-1]
 
 
 def _checked(scores: ArrayLike, positives: ArrayLike) -> tuple[Float, NDArray[np.bool_]]:

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import cache
-from types import MappingProxyType
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from fourphase.benchmarks.accuracy.judgement import ECE_NOTE, PAPER, Judgement, judgement_of
 from fourphase.benchmarks.machine import describe_machine
 from fourphase.benchmarks.phantoms.phantom_set import PhantomSet, check_fits
 from fourphase.calibration.evaluation import Run, evaluate, fp32_session, literal_session, positives_of
 from fourphase.calibration.gates import DEFAULTS, Verdict, judge
-from fourphase.calibration.metrics import Classification, Interval, bootstrap, classification
 from fourphase.runtime import openvino_backend
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import Bundle
@@ -30,13 +28,9 @@ from fourphase.runtime.console import progress
 from fourphase.runtime.errors import ModelIncompatible, SelfCheckFailed, UsageError
 
 __all__ = [
-    "FIGURES",
-    "PAPER",
     "SYNTHETIC",
     "AccuracyResult",
     "Row",
-    "figures_of",
-    "intervals_text",
     "measure_accuracy",
     "positives_among",
     "require_finite",
@@ -45,10 +39,6 @@ __all__ = [
 Floats = NDArray[np.float32]
 
 SYNTHETIC = "SYNTHETIC PHANTOMS: this compares precisions with each other and says nothing about patients."
-#: Name in `Classification` -> heading.
-FIGURES: Mapping[str, str] = MappingProxyType({"auc": "AUC", "accuracy": "ACC", "f1": "F1", "npv": "NPV"})
-#: Qiao et al. 2024, full model, 398 patients, 5-fold (doi 10.1186/s12938-024-01297-x).
-PAPER: Mapping[str, float] = MappingProxyType({"auc": 0.8973, "accuracy": 0.8550, "f1": 0.8544, "npv": 0.8635})
 _LOWERED = ("fp16", "int8")
 _OPENVINO = "int8 OpenVINO"
 _WITHOUT_OPENVINO = "the row of OpenVINO, the program that really runs int8, is missing"
@@ -60,14 +50,14 @@ class Row:
 
     Attributes:
         name: of the row: the precision, and the program where there are two.
-        figures: name in FIGURES -> value from 0 to 1 with its bootstrap interval.
+        judgement: its figures and curves.
         against_fp32: what changed, and which of the default gates fail; None for FP32 itself.
     """
 
     name: str
     precision: str
     program: str
-    figures: Mapping[str, Interval]
+    judgement: Judgement
     against_fp32: Verdict | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +66,7 @@ class Row:
             "name": self.name,
             "precision": self.precision,
             "program": self.program,
-            **{name: asdict(interval) for name, interval in self.figures.items()},
+            **self.judgement.to_dict(),
             "against_fp32": None if verdict is None else verdict.to_dict(),
         }
 
@@ -89,7 +79,7 @@ class AccuracyResult:
         rows: FP32 first.
         logits: name of a row -> float32 (N, K).
         positives: which phantoms are of the second class, bool (N,).
-        notes: what is missing, and why.
+        notes: how to read it; what is missing, and why.
     """
 
     bundle: Bundle
@@ -104,7 +94,7 @@ class AccuracyResult:
         """JSON types only."""
         models = {name: self.bundle.files[model.file].sha256 for name, model in self.bundle.models.items()}
         return {
-            "schema": "fourphase.accuracy/1",
+            "schema": "fourphase.accuracy/2",
             "bundle": {"sha256": self.bundle.sha256, "models": models},
             "phantoms": self.phantoms.to_dict(),
             "positive": self.bundle.classes[1],
@@ -137,10 +127,10 @@ def measure_accuracy(bundle: Bundle, phantoms: PhantomSet) -> AccuracyResult:
             verdict = None
             if name != "fp32":
                 verdict = judge(precision, logits["fp32"], logits[name], DEFAULTS[precision], positives)
-            rows.append(Row(name, precision, program, figures_of(logits[name], positives), verdict))
+            rows.append(Row(name, precision, program, judgement_of(logits[name], positives), verdict))
             advance(1)
     missing = _why_no_openvino() if "int8" in bundle.models else None
-    notes = () if missing is None else (f"{_WITHOUT_OPENVINO}: {missing}",)
+    notes = (ECE_NOTE, *(() if missing is None else (f"{_WITHOUT_OPENVINO}: {missing}",)))
     seconds = time.perf_counter() - started
     return AccuracyResult(bundle, phantoms, tuple(rows), logits, positives, notes, seconds)
 
@@ -165,27 +155,6 @@ def require_finite(logits: Mapping[str, Floats]) -> None:
                 "keep the blocks that overflow in a higher precision (fp-export search finds which)",
                 key="output_not_finite",
             )
-
-
-def figures_of(logits: Floats, positives: NDArray[np.bool_]) -> dict[str, Interval]:
-    """AUC, accuracy, F1 and NPV of logits (N, K), each with its 95 % bootstrap interval."""
-
-    # Every figure is drawn with the same seed, so each resample needs to be judged once only.
-    @cache
-    def judged(chosen: bytes) -> Classification:
-        indices = np.frombuffer(chosen, dtype=np.intp)
-        return classification(logits[indices], positives[indices])
-
-    def figure(name: str) -> Interval:
-        return bootstrap(lambda chosen: getattr(judged(chosen.tobytes()), name), positives)
-
-    return {name: figure(name) for name in FIGURES}
-
-
-def intervals_text(interval: Interval, sign: str = "") -> str:
-    """Per cent, the interval on a second line: "94.36" and "91.02 to 97.09"."""
-    value, low, high = (f"{100 * number:{sign}.2f}" for number in (interval.value, interval.low, interval.high))
-    return f"{value}\n{low} to {high}"
 
 
 def _programs(bundle: Bundle) -> dict[str, tuple[str, str, Run]]:

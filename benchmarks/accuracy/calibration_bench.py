@@ -18,7 +18,8 @@ import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from fourphase.benchmarks.accuracy.accuracy_bench import SYNTHETIC, figures_of, positives_among, require_finite
+from fourphase.benchmarks.accuracy.accuracy_bench import SYNTHETIC, positives_among, require_finite
+from fourphase.benchmarks.accuracy.judgement import figures_of
 from fourphase.benchmarks.machine import describe_machine
 from fourphase.benchmarks.phantoms.phantom import KINDS, PHASES
 from fourphase.benchmarks.phantoms.phantom_set import PhantomSet, check_fits

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fourphase.benchmarks.accuracy.calibration_bench import CalibrationResult, Winner
     from fourphase.calibration.gates import Verdict
 
-__all__ = ["accuracy", "calibration"]
+__all__ = ["accuracy", "calibration", "print_table", "set_up"]
 
 #: Each is one number of a seed's million, see `phantom_set`.
 _MOST_PHANTOMS = 100_000
@@ -28,6 +28,8 @@ _MOST_PHANTOMS = 100_000
 _DIFFICULTY = 0.9
 #: Columns that a table takes even where the terminal has fewer.
 _NARROWEST = 120
+#: What is said of a model's softmax.
+_RELIABILITY = ("Brier x 100", "ECE %")
 #: What is said of a model against FP32.
 _CHANGES = ("SQNR dB", "flips", "AUC change", "MLPerf", "gates")
 _BARS = {"mlperf_99": "99 %", "mlperf_99_9": "99.9 %"}
@@ -50,13 +52,15 @@ def accuracy(
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Compare a bundle's precisions on unseen phantoms: AUC, ACC, F1, NPV, decisions changed, with intervals.
+    """Compare a bundle's precisions on unseen phantoms: AUC, ACC, F1, NPV, Brier, ECE, decisions changed; intervals.
+
+    With ROC and calibration curves in the JSON and the plot.
 
     Phantoms are synthetic: this shows what a precision loses, and says nothing about patients.
 
     Example: fp-bench accuracy liver.bundle --plot accuracy.png
     """
-    _set_up(json_output, quiet, plot)
+    set_up(json_output, quiet, plot)
     from fourphase.benchmarks.accuracy.accuracy_bench import measure_accuracy
     from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
     from fourphase.runtime.bundle import load_bundle
@@ -87,7 +91,7 @@ def calibration(
     Example: fp-bench calibration liver.bundle --counts 8,64
     """
     numbers = _numbers(counts)
-    _set_up(json_output, quiet, plot)
+    set_up(json_output, quiet, plot)
     from fourphase.benchmarks.accuracy.calibration_bench import measure_calibration, read_subject
 
     subject = read_subject(model)
@@ -103,7 +107,11 @@ def calibration(
     print(json.dumps(result.to_dict(), allow_nan=False))
 
 
-def _set_up(json_output: bool, quiet: bool, plot: Path | None) -> None:
+def set_up(json_output: bool, quiet: bool, plot: Path | None) -> None:
+    """Before any work: how to speak, and whether the plot can be drawn.
+
+    Raises: UsageError (2) unless it is a .png; OutputNotWritable (30); ModuleNotFoundError without matplotlib.
+    """
     be_quiet(quiet)
     say_errors_as_json(json_output)
     if plot is None:
@@ -130,15 +138,16 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _print_accuracy(result: AccuracyResult) -> None:
-    from fourphase.benchmarks.accuracy.accuracy_bench import FIGURES, PAPER, SYNTHETIC
+    from fourphase.benchmarks.accuracy.accuracy_bench import SYNTHETIC
+    from fourphase.benchmarks.accuracy.judgement import FIGURES, paper_text
 
     # Models are columns: that fits into a terminal.
     columns = [_accuracy_cells(row) for row in result.rows]
-    names = [*(f"{name} %" for name in FIGURES.values()), *_CHANGES]
-    _print_table(
+    names = [*(f"{name} %" for name in FIGURES.values()), *_RELIABILITY, *_CHANGES]
+    print_table(
         ["", *(f"{row.precision}\n{row.program}" for row in result.rows)], list(zip(names, *columns, strict=True))
     )
-    phantoms, paper = result.phantoms, ", ".join(f"{FIGURES[key]} {100 * value:.2f}" for key, value in PAPER.items())
+    phantoms = result.phantoms
     print(
         f"{len(phantoms)} phantoms of difficulty {phantoms.difficulty:g}, seed {phantoms.seed}; "
         f"95 % bootstrap intervals, paired for the AUC change, in points; {result.bundle.classes[1]} is positive; "
@@ -147,19 +156,22 @@ def _print_accuracy(result: AccuracyResult) -> None:
     for text in result.notes:
         print(f"note: {text}")
     print(SYNTHETIC)
-    print(f"The paper, on its 398 patients: {paper} %. Not comparable: other data.")
+    print(paper_text())
 
 
 def _accuracy_cells(row: Row) -> list[str]:
-    from fourphase.benchmarks.accuracy.accuracy_bench import FIGURES, intervals_text
+    from fourphase.benchmarks.accuracy.judgement import FIGURES, intervals_text
 
-    figures = [intervals_text(row.figures[name]) for name in FIGURES]
-    return [*figures, *(_change_cells(row.against_fp32) if row.against_fp32 else ["baseline", "", "", "", ""])]
+    judged = row.judgement
+    figures = [intervals_text(judged.figures[name]) for name in FIGURES]
+    ece = f"{intervals_text(judged.ece)}\nby chance {100 * judged.ece_by_chance:.2f}"
+    changes = _change_cells(row.against_fp32) if row.against_fp32 else ["baseline", "", "", "", ""]
+    return [*figures, intervals_text(judged.brier), ece, *changes]
 
 
 def _change_cells(verdict: Verdict) -> list[str]:
     """In the order of _CHANGES."""
-    from fourphase.benchmarks.accuracy.accuracy_bench import intervals_text
+    from fourphase.benchmarks.accuracy.judgement import intervals_text
     from fourphase.calibration.metrics import Interval
 
     change = "" if verdict.auc_change is None else intervals_text(Interval(*verdict.auc_change), "+")
@@ -182,7 +194,7 @@ def _print_calibration(result: CalibrationResult) -> None:
         sqnr, *changes = _change_cells(trial.verdict)
         rows.append([f"{trial.count}", trial.algorithm, sqnr, auc, *changes])
     sqnr_heading, *headings = _CHANGES
-    _print_table(["phantoms", "algorithm", sqnr_heading, "AUC %", *headings], rows)
+    print_table(["phantoms", "algorithm", sqnr_heading, "AUC %", *headings], rows)
     unseen = result.evaluation
     print(
         f"{result.values} scales; judged on {len(unseen)} other phantoms of difficulty {unseen.difficulty:g}, seed "
@@ -203,7 +215,8 @@ def _winner_text(winner: Winner) -> str:
     )
 
 
-def _print_table(headings: Sequence[str], rows: Sequence[Sequence[RenderableType]]) -> None:
+def print_table(headings: Sequence[str], rows: Sequence[Sequence[RenderableType]]) -> None:
+    """A table on stdout, whole also where the terminal is narrow."""
     from rich.console import Console
     from rich.table import Table
 

@@ -3,40 +3,46 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fourphase.benchmarks.accuracy.accuracy_bench import AccuracyResult
+from fourphase.benchmarks.accuracy.judgement import Judgement
 from fourphase.calibration.metrics import scores_of
-from fourphase.calibration.roc import roc_curve
 from fourphase.runtime.atomic import write_file
 
 if TYPE_CHECKING:
     from fourphase.benchmarks.accuracy.calibration_bench import CalibrationResult
 
-__all__ = ["plot_accuracy", "plot_calibration"]
+__all__ = ["draw_reliability", "draw_roc", "new_figure", "plot_accuracy", "plot_calibration", "write_figure"]
 
 #: One per row, with colour: curves lie on each other where a precision loses nothing.
 _LINES, _MARKERS = ("-", "--", "-.", ":"), ("o", "x", "+", "1")
 
 
 def plot_accuracy(result: AccuracyResult, path: Path) -> None:
-    """ROC curves of all rows, and every lowered row's scores over FP32's; writes `path` as a PNG.
+    """ROC and calibration curves of all rows, and every lowered row's scores over FP32's; writes `path` as a PNG.
 
     Raises: ModuleNotFoundError without matplotlib (the command names the extra), OutputNotWritable.
     """
-    figure = _figure(10, 4.8)
-    curves, scatter = figure.subplots(1, 2)
-    _draw_curves(curves, result)
+    figure = new_figure(15, 4.8)
+    curves, reliability, scatter = figure.subplots(1, 3)
+    names = [f"{row.name}, AUC {row.judgement.figures['auc'].value:.4f}" for row in result.rows]
+    judgements = [row.judgement for row in result.rows]
+    draw_roc(curves, dict(zip(names, judgements, strict=True)), result.bundle.classes[1])
+    named = [f"{row.name}, ECE {100 * row.judgement.ece.value:.1f} %" for row in result.rows]
+    draw_reliability(reliability, dict(zip(named, judgements, strict=True)), result.bundle.classes[1])
+    curves.legend(loc="lower right", fontsize=8)
+    reliability.legend(loc="upper left", fontsize=8)
     _draw_scores(scatter, result)
     count, difficulty = len(result.phantoms), result.phantoms.difficulty
     figure.suptitle(
         f"{count} synthetic phantoms of difficulty {difficulty:g}; says nothing about patients", fontsize=10
     )
-    _write(figure, path)
+    write_figure(figure, path)
 
 
 def plot_calibration(result: CalibrationResult, path: Path) -> None:
@@ -44,7 +50,7 @@ def plot_calibration(result: CalibrationResult, path: Path) -> None:
 
     Raises: as `plot_accuracy`.
     """
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     algorithms = list(dict.fromkeys(trial.algorithm for trial in result.trials))
     counts = list(dict.fromkeys(trial.count for trial in result.trials))
@@ -58,18 +64,43 @@ def plot_calibration(result: CalibrationResult, path: Path) -> None:
     axes.set(ylabel="SQNR of the logits against FP32, dB", title="int8 scales: algorithm and calibration set")
     axes.margins(y=0.12)
     axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    _write(figure, path)
+    write_figure(figure, path)
 
 
-def _draw_curves(axes: Any, result: AccuracyResult) -> None:
+def draw_roc(axes: Any, judgements: Mapping[str, Judgement], positive: str) -> None:
+    """ROC curves, by their text in a legend, which the caller draws; `positive` is the class they speak of."""
     axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
-    for index, (row, line) in enumerate(zip(result.rows, _LINES, strict=False)):
-        false_rate, true_rate = roc_curve(scores_of(result.logits[row.name]), result.positives)
-        label = f"{row.name}, AUC {row.figures['auc'].value:.4f}"
-        axes.plot(false_rate, true_rate, line, color=f"C{index}", label=label)
-    kinds: Sequence[str] = result.bundle.classes
-    axes.set(xlabel=f"false {kinds[1]} rate", ylabel=f"true {kinds[1]} rate", aspect="equal", title="ROC curves")
-    axes.legend(loc="lower right", fontsize=8)
+    for index, (label, judged) in enumerate(judgements.items()):
+        axes.plot(*judged.roc, _line(index), color=_colour(index), linewidth=_width(index), label=label)
+    axes.set(xlabel=f"false {positive} rate", ylabel=f"true {positive} rate", aspect="equal", title="ROC curves")
+
+
+def draw_reliability(axes: Any, judgements: Mapping[str, Judgement], positive: str) -> None:
+    """Observed share over predicted probability in bins of equal count; on the diagonal, probabilities are right."""
+    axes.plot([0, 1], [0, 1], color="0.8", linewidth=0.8)
+    for index, (label, judged) in enumerate(judgements.items()):
+        curve = judged.curve
+        axes.plot(
+            curve.predicted, curve.observed, _line(index), color=_colour(index), marker=_MARKERS[index % len(_MARKERS)],
+            markersize=3.5, linewidth=_width(index), label=label,
+        )  # fmt: skip
+    axes.set(
+        xlabel=f"predicted probability of {positive}", ylabel=f"observed share of {positive}", aspect="equal",
+        title="calibration curves, bins of equal count", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02),
+    )  # fmt: skip
+
+
+def _line(index: int) -> str:
+    return _LINES[index % len(_LINES)]
+
+
+def _colour(index: int) -> str:
+    return f"C{index % 10}"
+
+
+def _width(index: int) -> float:
+    """The first is what the others are held against."""
+    return 1.0 if index else 2.2
 
 
 def _draw_scores(axes: Any, result: AccuracyResult) -> None:
@@ -89,13 +120,15 @@ def _draw_scores(axes: Any, result: AccuracyResult) -> None:
         axes.legend(loc="upper left", fontsize=8)
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _write(figure: Any, path: Path) -> None:
+def write_figure(figure: Any, path: Path) -> None:
+    """Writes it as a PNG. Raises: OutputNotWritable (30)."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_file(path, buffer.getvalue())

@@ -8,18 +8,17 @@ need to be computed only once. Not a way to train a clinical model: phantoms hav
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from fourphase.benchmarks.accuracy.trainer import Updater, fit, made_ahead, multi_task_loss, reproducible
 from fourphase.benchmarks.phantoms.phantom import KINDS, make_phantom
 from fourphase.benchmarks.phantoms.phantom_set import PhantomSet, first_seed
 from fourphase.benchmarks.phantoms.rendering import augmented, render_hu, to_input
@@ -31,13 +30,9 @@ from fourphase.runtime.config import PreprocessingConfig
 
 __all__ = ["FULL", "QUICK", "TrainingPlan", "TrainingResult", "reproducible", "train", "write_checkpoint"]
 
-T = TypeVar("T")
 #: (stage, step, steps, loss or None): called after every step.
 Report = Callable[[str, int, int, float | None], None]
 
-_AUXILIARY_WEIGHT = 0.3
-_CLIP_NORM = 1.0
-_WEIGHT_DECAY = 0.02
 _TAIL_RATE, _TAIL_BATCH = 3e-3, 16
 
 
@@ -162,14 +157,12 @@ def _train_whole(
     plan = source.plan
     shallow = replace(config, size=(plan.slices, *config.size[1:]))
     steps = max(1, plan.studies // plan.batch)
-    update = _Updater(list(network.parameters()), plan.rate, steps)
     losses = []
-    network.train()
     numbers = [range(step * plan.batch, (step + 1) * plan.batch) for step in range(steps)]
-    batches = _made_ahead(lambda step: source.batch("training", numbers[step], shallow), steps)
-    for step, (study, truth) in enumerate(batches):
-        losses.append(update(_loss(network(study), truth)))
-        report("training", step + 1, steps, losses[-1])
+    batches = made_ahead(lambda step: source.batch("training", numbers[step], shallow), steps)
+    for loss in fit(network, batches, plan.rate, steps):
+        losses.append(loss)
+        report("training", len(losses), steps, loss)
     return tuple(losses)
 
 
@@ -179,13 +172,13 @@ def _train_tail(network: FourPhaseNet, source: _PhantomSource, config: Preproces
     features, truth = _tail_features(network.eval(), source, config, report)
     parts = [network.heads] if network.spm is None else [network.spm, network.heads]
     batches = max(1, plan.tail_studies // _TAIL_BATCH)
-    update = _Updater([p for part in parts for p in part.parameters()], _TAIL_RATE, plan.tail_epochs * batches)
+    update = Updater([p for part in parts for p in part.parameters()], _TAIL_RATE, plan.tail_epochs * batches)
     for part in parts:
         part.train()
     for epoch in range(plan.tail_epochs):
         for chosen in torch.randperm(len(truth)).tensor_split(batches):
             stacks = features[chosen].flip(2) if torch.rand(()) < 0.5 else features[chosen]
-            loss = update(_loss(network.predict(stacks), truth[chosen]))
+            loss = update(multi_task_loss(network.predict(stacks), truth[chosen]))
         report("along the slices", epoch + 1, plan.tail_epochs, loss)
 
 
@@ -194,7 +187,7 @@ def _tail_features(
     network: FourPhaseNet, source: _PhantomSource, config: PreprocessingConfig, report: Report
 ) -> tuple[Tensor, Tensor]:
     count, features, truths = source.plan.tail_studies, [], []
-    for number, (study, truth) in enumerate(_made_ahead(lambda n: source.batch("tail", [n], config), count)):
+    for number, (study, truth) in enumerate(made_ahead(lambda n: source.batch("tail", [n], config), count)):
         features.append(network.features(study))
         truths.append(truth)
         report("full depth", number + 1, count, None)
@@ -207,63 +200,8 @@ def _validate(
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     phantoms, scores = source.unseen(config), []
     count = len(phantoms)
-    for number, study in enumerate(_made_ahead(phantoms.study, count)):
+    for number, study in enumerate(made_ahead(phantoms.study, count)):
         logits, _ = network(torch.from_numpy(study))
         scores.append(float(logits[0, 1] - logits[0, 0]))
         report("validation", number + 1, count, None)
     return np.array(scores), np.array(phantoms.labels) == KINDS[1]
-
-
-class _Updater:
-    """AdamW with a one-cycle learning rate and clipped gradients, over a fixed number of steps."""
-
-    def __init__(self, parameters: list[nn.Parameter], rate: float, steps: int) -> None:
-        self._parameters = parameters
-        self._optimizer = torch.optim.AdamW(parameters, lr=rate, weight_decay=_WEIGHT_DECAY)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(self._optimizer, rate, total_steps=steps)
-
-    def __call__(self, loss: Tensor) -> float:
-        self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self._parameters, _CLIP_NORM)
-        self._optimizer.step()
-        self._schedule.step()
-        return float(loss.detach())
-
-
-def _loss(outputs: tuple[Tensor, Tensor], truth: Tensor) -> Tensor:
-    """The paper's multi-task loss: cross-entropy of the fused logits and, with less weight, of each phase's own."""
-    logits, phase_logits = outputs
-    fused = nn.functional.cross_entropy(logits, truth)
-    each = nn.functional.cross_entropy(phase_logits.flatten(0, 1), truth.repeat_interleave(phase_logits.shape[1]))
-    return fused + _AUXILIARY_WEIGHT * each
-
-
-def _made_ahead(make: Callable[[int], T], count: int) -> Iterator[T]:
-    """make(0) to make(count - 1); the next one is made on a second core while the caller works on the last."""
-    with ThreadPoolExecutor(1) as worker:
-        coming = worker.submit(make, 0)
-        for number in range(count):
-            made = coming.result()
-            if number + 1 < count:
-                coming = worker.submit(make, number + 1)
-            yield made
-
-
-@contextmanager
-def reproducible(seed: int) -> Iterator[None]:
-    """Seeds torch and asks it for deterministic algorithms on one thread; puts all of that back afterwards.
-
-    One thread, because the second core renders, and because the layers are so small that on a busy machine two threads
-    wait for each other ten times longer than they work.
-    """
-    deterministic, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        torch.use_deterministic_algorithms(True)
-        torch.set_num_threads(1)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(deterministic)
-            torch.set_num_threads(threads)

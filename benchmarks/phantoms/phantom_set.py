@@ -24,8 +24,8 @@ __all__ = ["PURPOSES", "PhantomSet", "check_fits", "first_seed"]
 
 Floats = NDArray[np.float32]
 
-#: What phantoms are made for; the first three are `training`'s.
-PURPOSES = ("training", "tail", "validation", "evaluation", "calibration")
+#: What phantoms are made for; the first three are `training`'s, the last two `cross_validation`'s.
+PURPOSES = ("training", "tail", "validation", "evaluation", "calibration", "folds", "tuning")
 #: More phantoms than anybody renders for one purpose and seed.
 _SEEDS_PER_PURPOSE = 1_000_000
 #: Purposes there may ever be; changing it changes every trained network.
@@ -70,9 +70,13 @@ class PhantomSet:
 
     def study(self, index: int) -> Floats:
         """Phantom `index` (it need not be below `count`), float32 (1, P, T, C, H, W), normalised."""
+        return to_input(self.hu(index), self.config)[None]
+
+    def hu(self, index: int) -> Floats:
+        """Phantom `index` before windows and normalisation: HU, float32 (P, T, H, W)."""
         seed = first_seed(self.purpose, self.seed) + index
         hu = render_hu(make_phantom(KINDS[index % 2], seed, self.difficulty), self.config)
-        return to_input(hu[[PHASES.index(phase) for phase in self.phases]], self.config)[None]
+        return hu[[PHASES.index(phase) for phase in self.phases]]
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -13,13 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from fourphase.benchmarks.accuracy import accuracy_bench
-from fourphase.benchmarks.accuracy.accuracy_bench import (
-    AccuracyResult,
-    figures_of,
-    intervals_text,
-    measure_accuracy,
-    positives_among,
-)
+from fourphase.benchmarks.accuracy.accuracy_bench import AccuracyResult, measure_accuracy, positives_among
+from fourphase.benchmarks.accuracy.judgement import ECE_NOTE, figures_of, intervals_text, judgement_of
 from fourphase.benchmarks.accuracy.plot import plot_accuracy
 from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.calibration.metrics import Interval
@@ -102,7 +97,7 @@ def test_rows_are_the_bundles_models_and_the_program_that_runs_int8(result: Accu
     programs = [row.program.split()[0] for row in result.rows]
     assert names == ["fp32", "fp16", "int8", "int8 OpenVINO"]
     assert programs == ["ONNX", "literal", "literal", "OpenVINO"]
-    assert result.notes == ()
+    assert result.notes == (ECE_NOTE,)
 
 
 def test_fp32_is_what_the_reference_evaluator_computes(bundle: Bundle, result: AccuracyResult) -> None:
@@ -125,7 +120,7 @@ def test_every_row_is_held_against_fp32(result: AccuracyResult) -> None:
     for row in result.rows:
         logits = result.logits[row.name]
         figures = by_hand(logits, result.positives)
-        assert {name: interval.value for name, interval in row.figures.items()} == pytest.approx(figures)
+        assert {name: interval.value for name, interval in row.judgement.figures.items()} == pytest.approx(figures)
         if row.name == "fp32":
             assert row.against_fp32 is None
             continue
@@ -165,18 +160,18 @@ def test_without_openvino_a_note_says_why(bundle: Bundle, monkeypatch: pytest.Mo
     without_fp16 = {name: bundle.models[name] for name in ("fp32", "int8")}
     found = measure_accuracy(replace(bundle, models=without_fp16), replace(PHANTOMS, count=2))
     assert [row.name for row in found.rows] == ["fp32", "int8"]
-    assert reason in found.notes[0]
+    assert reason in found.notes[1]
 
 
 def test_a_bundle_of_fp32_alone_has_one_row_and_no_note(bundle: Bundle) -> None:
     found = measure_accuracy(replace(bundle, models={"fp32": bundle.models["fp32"]}), replace(PHANTOMS, count=2))
     assert [row.name for row in found.rows] == ["fp32"]
-    assert found.notes == ()
+    assert found.notes == (ECE_NOTE,)
 
 
 def test_the_report_says_what_it_is_of(bundle: Bundle, result: AccuracyResult) -> None:
     body = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert body["schema"] == "fourphase.accuracy/1"
+    assert body["schema"] == "fourphase.accuracy/2"
     assert body["bundle"]["sha256"] == bundle.sha256
     assert set(body["bundle"]["models"]) == {"fp32", "fp16", "int8"}
     assert body["phantoms"] == {"count": 8, "seed": 0, "difficulty": 0.9, "hash": PHANTOMS.hash}
@@ -185,6 +180,34 @@ def test_the_report_says_what_it_is_of(bundle: Bundle, result: AccuracyResult) -
     assert (body["paper"]["auc"], body["paper"]["npv"]) == (0.8973, 0.8635)
     assert "SYNTHETIC" in body["warning"]
     assert [row["name"] for row in body["rows"]] == [row.name for row in result.rows]
+    for row in body["rows"]:
+        logits = result.logits[row["name"]].astype(np.float64)
+        icc = 1 / (1 + np.exp(logits[:, 0] - logits[:, 1]))
+        assert np.trapezoid(row["roc"]["tpr"], row["roc"]["fpr"]) == pytest.approx(row["auc"]["value"], abs=1e-5)
+        assert row["brier"]["value"] == pytest.approx(float(np.mean((icc - result.positives) ** 2)))
+        curve = row["calibration_curve"]
+        assert sum(curve["count"]) == 8
+        assert np.average(curve["predicted"], weights=curve["count"]) == pytest.approx(icc.mean())
+        assert np.average(curve["observed"], weights=curve["count"]) == pytest.approx(0.5)
+
+
+def test_a_judgement_is_that_of_the_definitions() -> None:
+    """Bins of 12 of 120 by hand; the Brier score's interval is that of a mean of squares."""
+    logits, positives = noisy()
+    judged = judgement_of(logits, positives)
+    icc = 1 / (1 + np.exp(logits[:, 0].astype(np.float64) - logits[:, 1]))
+    errors = (icc - positives) ** 2
+    assert judged.brier.value == pytest.approx(errors.mean())
+    sigma = np.sqrt(np.mean([errors[positives == truth].var() for truth in (True, False)]) / len(errors))
+    assert judged.brier.high - judged.brier.low == pytest.approx(2 * 1.96 * sigma, rel=0.12)
+    ranked = sorted(zip(icc, positives, strict=True))
+    bins = [ranked[first : first + 12] for first in range(0, 120, 12)]
+    shares = [sum(truth for _, truth in cases) / 12 for cases in bins]
+    said = [sum(value for value, _ in cases) / 12 for cases in bins]
+    assert judged.curve.observed == pytest.approx(shares)
+    assert judged.curve.predicted == pytest.approx(said)
+    assert judged.ece.value == pytest.approx(np.mean([abs(a - b) for a, b in zip(shares, said, strict=True)]))
+    assert judged.ece.value > judged.ece_by_chance > 0, "its scores are twice as sure as they may be"
 
 
 def test_what_cannot_be_judged_is_refused(bundle: Bundle) -> None:

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fourphase.benchmarks import networks, preprocess_bench
-from fourphase.benchmarks.accuracy import accuracy_bench, calibration_bench, training
+from fourphase.benchmarks.accuracy import calibration_bench, judgement, training
 from fourphase.benchmarks.cli import app
 from fourphase.benchmarks.phantoms.phantom import make_phantom
 from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy, write_study
@@ -148,7 +148,7 @@ PHANTOM_OPTIONS = ["--seed", "3", "--difficulty", "0.5"]
 @pytest.fixture
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals are for other tests; 2000 resamples each take most of the time."""
-    for module in (metrics, accuracy_bench, calibration_bench):
+    for module in (metrics, judgement, calibration_bench):
         monkeypatch.setattr(module, "bootstrap", partial(metrics.bootstrap, resamples=20))
 
 
@@ -162,7 +162,7 @@ def test_accuracy_prints_a_table_a_warning_and_one_line_of_json(bundle: Path, tm
     plot = tmp_path / "plot.png"
     *lines, last = invoke("accuracy", bundle, "--count", "2", *PHANTOM_OPTIONS, "--plot", plot).splitlines()
     body, text = json.loads(last), "\n".join(lines)
-    assert body["schema"] == "fourphase.accuracy/1"
+    assert body["schema"] == "fourphase.accuracy/2"
     assert (body["phantoms"]["count"], body["phantoms"]["seed"], body["phantoms"]["difficulty"]) == (2, 3, 0.5)
     assert "SYNTHETIC PHANTOMS" in text
     assert "says nothing about patients" in text

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
-from fourphase.benchmarks.accuracy import accuracy_bench, calibration_bench
+from fourphase.benchmarks.accuracy import calibration_bench, judgement
 from fourphase.benchmarks.accuracy.calibration_bench import (
     CalibrationResult,
     Subject,
@@ -56,7 +56,7 @@ def unseen(subject: Subject) -> PhantomSet:
 def result(subject: Subject, known: PhantomSet, unseen: PhantomSet) -> CalibrationResult:
     """With fewer resamples than the 2000 that make up most of the time; intervals are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (metrics, accuracy_bench, calibration_bench):
+        for module in (metrics, judgement, calibration_bench):
             patch.setattr(module, "bootstrap", partial(metrics.bootstrap, resamples=20))
         return measure_calibration(subject, known, unseen, COUNTS)
 

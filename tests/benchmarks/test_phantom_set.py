@@ -53,6 +53,13 @@ def test_a_number_always_gives_the_same_phantom_and_another_number_another() -> 
     np.testing.assert_array_equal(second, SET.study(1))
 
 
+def test_the_study_is_its_hu_in_windows() -> None:
+    """The second channel by hand: level 40, width 400, then ImageNet's mean and deviation."""
+    expected = (np.clip((SET.hu(2) + 160) / 400, 0, 1) - 0.456) / 0.224
+    np.testing.assert_allclose(SET.study(2)[0, :, :, 1], expected, atol=1e-5)
+    np.testing.assert_array_equal(replace(SET, phases=("DL", "NC")).hu(2), SET.hu(2)[[3, 0]])
+
+
 def test_phases_come_in_the_models_order() -> None:
     swapped = replace(SET, phases=("DL", "NC"))
     np.testing.assert_array_equal(swapped.study(0), SET.study(0)[:, [3, 0]])

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -5,6 +7,8 @@ from hypothesis import strategies as st
 
 from fourphase.calibration.roc import auc, roc_curve
 from fourphase.runtime.errors import UsageError
+
+Point = tuple[float, float]
 
 #: Few distinct scores, so that ties are the rule.
 CASES = st.lists(st.tuples(st.integers(0, 6), st.booleans()), min_size=2, max_size=40).filter(
@@ -29,6 +33,27 @@ def test_the_area_under_the_curve_is_the_auc(cases: list[tuple[int, bool]]) -> N
     assert (np.diff(false_rate) >= 0).all()
     assert (np.diff(true_rate) >= 0).all()
     assert np.trapezoid(true_rate, false_rate) == pytest.approx(auc(scores, truth))
+
+
+@given(CASES)
+def test_corners_make_the_same_curve_with_no_point_on_a_straight_line(cases: list[tuple[int, bool]]) -> None:
+    scores, truth = [score / 3 for score, _ in cases], [positive for _, positive in cases]
+    x, y = roc_curve(scores, truth, corners=True)
+    every_x, every_y = roc_curve(scores, truth)
+    assert {*zip(x, y, strict=True)} <= {*zip(every_x, every_y, strict=True)}
+    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    for point in zip(every_x, every_y, strict=True):
+        assert min(_off_segment(point, *ends) for ends in pairwise(zip(x, y, strict=True))) < 1e-12
+    corners = list(zip(x, y, strict=True))
+    for first, middle, last in zip(corners, corners[1:], corners[2:], strict=False):
+        assert _off_segment(middle, first, last) > 1e-4
+
+
+def _off_segment(point: Point, start: Point, end: Point) -> float:
+    """How far a point is from the line between two others."""
+    along, off = np.subtract(end, start), np.subtract(point, start)
+    share = np.clip(np.dot(off, along) / np.dot(along, along), 0, 1)
+    return float(np.linalg.norm(off - share * along))
 
 
 def test_perfect_and_reversed_scores() -> None:

@@ -1,0 +1,169 @@
+"""`fp-bench baselines`: every network trained and judged in folds on the same phantoms, each held against four-phase.
+
+The networks are small versions of the published ones, the studies formulas: that all of them learn at all, and how far
+they are apart here, is what this shows. It says nothing about patients, and little about networks of full size.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fourphase.benchmarks.accuracy.cross_plan import CrossPlan, Studies
+from fourphase.benchmarks.accuracy.cross_validation import NetworkRun, cross_validate
+from fourphase.benchmarks.accuracy.judgement import ECE_NOTE, PAPER, Judgement, judgement_of
+from fourphase.benchmarks.machine import describe_machine
+from fourphase.benchmarks.networks import NETWORKS, OURS
+from fourphase.benchmarks.phantoms.phantom import KINDS
+from fourphase.calibration.metrics import Interval, auc_difference, scores_of
+from fourphase.calibration.roc import auc
+from fourphase.runtime.console import progress
+
+__all__ = ["NOTES", "REFERENCE", "SYNTHETIC", "BaselineRow", "BaselinesResult", "judged_rows", "measure_baselines"]
+
+Floats = NDArray[np.float32]
+
+#: The network that all others are held against.
+REFERENCE = "four-phase"
+SYNTHETIC = (
+    "SYNTHETIC PHANTOMS, SMALL NETWORKS: this says nothing about patients and little about networks of full size."
+)
+NOTES = (
+    "intervals are over the phantoms: another seed trains other networks, which they do not tell of",
+    "differences from four-phase are not corrected for how many there are",
+    "scores are pooled over the folds, whose networks differ in scale; auc_of_folds is free of that",
+    ECE_NOTE,
+    "mexpale has no clinical values: zeros, as of the average patient",
+)
+
+
+@dataclass(frozen=True)
+class BaselineRow:
+    """One network.
+
+    Attributes:
+        judgement: of the pooled scores; None unless every fold came to its end.
+        auc_of_folds: AUC within each fold.
+        against_four_phase: its AUC minus four-phase's on the same phantoms, with a paired interval; None for
+            four-phase itself and where one of the two has no scores.
+    """
+
+    run: NetworkRun
+    judgement: Judgement | None
+    auc_of_folds: tuple[float, ...]
+    against_four_phase: Interval | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only; figures and curves are null without scores."""
+        run, difference = self.run, self.against_four_phase
+        nothing = dict.fromkeys(
+            ("auc", "accuracy", "f1", "npv", "roc", "calibration_curve", "brier", "ece", "ece_by_chance")
+        )
+        return {
+            "network": run.network,
+            "kind": "ours" if run.network in OURS else "baseline",
+            "status": run.status,
+            "reason": run.reason,
+            "parameters": run.parameters,
+            "rate": run.rate,
+            "tuning_losses": [{"rate": rate, "cross_entropy": loss} for rate, loss in run.rates.items()],
+            "seconds_choosing_rate": round(run.seconds_choosing, 1),
+            "seconds_training": round(run.seconds_training, 1),
+            **(nothing if self.judgement is None else self.judgement.to_dict()),
+            "auc_of_folds": list(self.auc_of_folds),
+            "auc_against_four_phase": None if difference is None else asdict(difference),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class BaselinesResult:
+    """What was measured.
+
+    Attributes:
+        rows: in the order of the networks asked for.
+        positives: which phantoms are of the second kind, bool (N,).
+        seconds: of all, on the clock.
+    """
+
+    plan: CrossPlan
+    quick: bool
+    workers: int
+    rows: tuple[BaselineRow, ...]
+    positives: NDArray[np.bool_]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            "schema": "fourphase.baselines/1",
+            "quick": self.quick,
+            "warning": SYNTHETIC,
+            "notes": list(NOTES),
+            "settings": self._settings(),
+            "phantoms": {**self.plan.phantoms("folds").to_dict(), "positive": KINDS[1]},
+            "folds": self.plan.folds,
+            "rows": [row.to_dict() for row in self.rows],
+            "paper": {**PAPER, "of": "398 patients, Qiao et al. 2024, full model, 5-fold; not comparable"},
+            "seconds": round(self.seconds, 1),
+            "machine": dict(describe_machine(lambda _: None).result),
+        }
+
+    def _settings(self) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "protocol": "stratified folds of phantoms fixed by the seed; out-of-fold scores pooled; AdamW, one cycle, "
+            "the same augmented phantoms in the same order for all networks; rate of the lowest cross-entropy on "
+            "tuning phantoms of its own",
+            "threads": 1,
+            "workers": self.workers,
+            "epochs": plan.epochs,
+            "batch": plan.batch,
+            "rates": list(plan.rates),
+            "tuning": plan.phantoms("tuning").to_dict(),
+            "scale": {**asdict(plan.scale), "size": list(plan.scale.size)},
+            "stored": "HU as float16: steps of 0.125 HU below 256 HU, of 0.5 HU at 1000 HU",
+        }
+
+
+def measure_baselines(
+    plan: CrossPlan, names: Sequence[str] = (), *, workers: int = 1, quick: bool = False
+) -> BaselinesResult:
+    """Trains and judges networks of `NETWORKS`, all if none is named; each once, in that order.
+
+    Args:
+        workers: trainings at once, see `cross_validate`.
+        quick: marks the result as a rehearsal.
+
+    Raises: UsageError (2, network_unknown).
+    """
+    started = time.perf_counter()
+    studies, runs = cross_validate(list(dict.fromkeys(names)) or list(NETWORKS), plan, workers)
+    rows = judged_rows(runs, studies)
+    return BaselinesResult(plan, quick, workers, rows, studies.truth, time.perf_counter() - started)
+
+
+def judged_rows(runs: Sequence[NetworkRun], studies: Studies) -> tuple[BaselineRow, ...]:
+    """A row for every run, also for those without scores."""
+    reference = next((run.logits for run in runs if run.network == REFERENCE), None)
+    with progress("judging", len(runs)) as advance:
+        rows = []
+        for run in runs:
+            rows.append(_judged(run, studies.truth, reference))
+            advance(1)
+    return tuple(rows)
+
+
+def _judged(run: NetworkRun, truth: NDArray[np.bool_], reference: Floats | None) -> BaselineRow:
+    if run.logits is None:
+        return BaselineRow(run, None, (), None)
+    difference = None
+    if reference is not None and run.network != REFERENCE:
+        difference = auc_difference(reference, run.logits, truth)
+    scores, folds = scores_of(run.logits), [run.fold == number for number in np.unique(run.fold)]
+    of_folds = tuple(auc(scores[own], truth[own]) for own in folds)
+    return BaselineRow(run, judgement_of(run.logits, truth), of_folds, difference)

@@ -1,0 +1,145 @@
+"""Networks trained and judged on the same phantoms in folds: every phantom is scored by a network that never saw it.
+
+The same effort for all: optimizer, schedule, augmented studies and their order; the learning rate is each network's
+best of the same few, chosen on phantoms of their own. What the scores are worth is for `baselines_bench`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from fourphase.benchmarks.accuracy.cross_plan import CrossPlan, Studies, rendered
+from fourphase.benchmarks.accuracy.fold_training import Job, Trained, run_jobs
+from fourphase.benchmarks.networks import NETWORKS
+from fourphase.runtime.console import progress
+from fourphase.runtime.errors import UsageError
+
+__all__ = ["NetworkRun", "choose_rates", "cross_validate", "folds_of", "held_out_jobs", "out_of_fold"]
+
+Floats = NDArray[np.float32]
+Indices = NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkRun:
+    """A network over all folds.
+
+    Attributes:
+        rate: that was chosen; None if no rate led to a network.
+        rates: rate -> cross-entropy on the tuning phantoms that it was not trained on, None where training diverged.
+        logits: out of fold, float32 (N, K); None unless every fold came to its end.
+        fold: of every study, (N,).
+        status, reason: of the first fold that did not, see `Trained`.
+        seconds_choosing, seconds_training: of all trainings, one thread each, added up.
+    """
+
+    network: str
+    parameters: int
+    rate: float | None
+    rates: Mapping[float, float | None]
+    logits: Floats | None
+    fold: Indices
+    status: str
+    reason: str
+    seconds_choosing: float
+    seconds_training: float
+
+
+def cross_validate(names: Sequence[str], plan: CrossPlan, workers: int) -> tuple[Studies, tuple[NetworkRun, ...]]:
+    """Renders the phantoms once, chooses every network's rate, and scores every phantom out of fold.
+
+    Args:
+        names: of `NETWORKS`.
+        workers: trainings at once, each in a process of its own; 1 trains in this process.
+
+    Raises: UsageError (2, network_unknown).
+    """
+    unknown = [name for name in names if name not in NETWORKS]
+    if unknown:
+        raise UsageError(
+            f"there is no network {unknown[0]!r}", f"networks are {', '.join(NETWORKS)}", key="network_unknown"
+        )
+    with progress("rendering phantoms", plan.count + plan.tuning) as advance:
+        tuning, studies = (rendered(plan.phantoms(purpose), advance) for purpose in ("tuning", "folds"))
+    chosen = choose_rates(names, tuning, plan, workers)
+    return studies, out_of_fold(chosen, studies, plan, workers)
+
+
+def folds_of(truth: NDArray[np.bool_], folds: int, seed: int) -> Indices:
+    """The fold of every study (N,): both kinds dealt out in turns, in random order."""
+    generator = np.random.default_rng([seed, folds])
+    found = np.empty(len(truth), dtype=np.intp)
+    for kind in (False, True):
+        members = generator.permutation(np.flatnonzero(truth == kind))
+        found[members] = np.arange(len(members)) % folds
+    return found
+
+
+def choose_rates(names: Sequence[str], tuning: Studies, plan: CrossPlan, workers: int) -> list[NetworkRun]:
+    """Trains every network with every rate on two thirds of the tuning studies; the lowest loss on the rest wins.
+
+    Returns: runs that have a rate but no logits yet.
+    """
+    third = folds_of(tuning.truth, 3, plan.seed)
+    train, score = np.flatnonzero(third != 0), np.flatnonzero(third == 0)
+    jobs = [Job(name, rate, tuning, train, score, -1, plan) for name in names for rate in plan.rates]
+    done = run_jobs(jobs, workers, "choosing learning rates")
+    runs = []
+    for first, name in zip(range(0, len(jobs), len(plan.rates)), names, strict=True):
+        tried = done[first : first + len(plan.rates)]
+        losses = [None if t.logits is None else _cross_entropy(t.logits, tuning.truth[score]) for t in tried]
+        rates = dict(zip(plan.rates, losses, strict=True))
+        finite = [(loss, rate) for rate, loss in rates.items() if loss is not None]
+        status, reason = ("ok", "") if finite else (tried[-1].status, tried[-1].reason)
+        seconds = sum(t.seconds for t in tried)
+        rate = min(finite)[1] if finite else None
+        no_fold = np.empty(0, dtype=np.intp)
+        runs.append(NetworkRun(name, tried[0].parameters, rate, rates, None, no_fold, status, reason, seconds, 0.0))
+    return runs
+
+
+def out_of_fold(runs: Sequence[NetworkRun], studies: Studies, plan: CrossPlan, workers: int) -> tuple[NetworkRun, ...]:
+    """The runs with every study's logits, each by the network of the fold that was not trained on it."""
+    fold = folds_of(studies.truth, plan.folds, plan.seed)
+    jobs = [
+        job for run in runs if run.rate is not None for job in held_out_jobs(run.network, run.rate, studies, fold, plan)
+    ]
+    done = iter(run_jobs(jobs, workers, f"training in {plan.folds} folds"))
+    finished = []
+    for run in runs:
+        parts = [next(done) for _ in range(plan.folds)] if run.rate is not None else []
+        finished.append(_pooled(run, parts, fold))
+    return tuple(finished)
+
+
+def held_out_jobs(name: str, rate: float, studies: Studies, fold: Indices, plan: CrossPlan) -> list[Job]:
+    """One job per fold: trained on all other folds, scores its own."""
+    return [
+        Job(name, rate, studies, np.flatnonzero(fold != number), np.flatnonzero(fold == number), number, plan)
+        for number in range(plan.folds)
+    ]
+
+
+def _pooled(run: NetworkRun, parts: Sequence[Trained], fold: Indices) -> NetworkRun:
+    seconds = sum(part.seconds for part in parts)
+    for number, part in enumerate(parts):
+        if part.logits is None:
+            reason = f"fold {number + 1}: {part.reason}"
+            return replace(run, fold=fold, status=part.status, reason=reason, seconds_training=seconds)
+    found = [part.logits for part in parts if part.logits is not None]
+    if not found:
+        return replace(run, fold=fold)
+    logits = np.empty((len(fold), found[0].shape[1]), dtype=np.float32)
+    for number, values in enumerate(found):
+        logits[fold == number] = values
+    return replace(run, fold=fold, logits=logits, seconds_training=seconds)
+
+
+def _cross_entropy(logits: Floats, truth: NDArray[np.bool_]) -> float:
+    return float(nn.functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(truth.astype(np.int64))))
