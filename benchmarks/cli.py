@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.benchmarks.accuracy import checkpoint_command
+from fourphase.benchmarks.accuracy import baselines_command, checkpoint_command
 from fourphase.benchmarks.accuracy import cli as accuracy_commands
+from fourphase.benchmarks.archive import command as archive_command
+from fourphase.benchmarks.end_to_end import command as end_to_end_command
 from fourphase.benchmarks.gpu import gpu_check
 from fourphase.benchmarks.hazards import cli as hazards
+from fourphase.benchmarks.latency import command as latency_command
 from fourphase.benchmarks.mutants import cli as mutants
+from fourphase.benchmarks.report import cli as report_commands
+from fourphase.benchmarks.scaling import command as scaling_commands
 from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
 from fourphase.runtime.errors import UsageError
 
@@ -26,6 +31,15 @@ app.add_typer(gpu_check.app, name="gpu-check", help="Everything that needs a GPU
 app.command("phantom-checkpoint")(checkpoint_command.phantom_checkpoint)
 app.command("accuracy")(accuracy_commands.accuracy)
 app.command("calibration")(accuracy_commands.calibration)
+app.command("baselines")(baselines_command.baselines)
+app.command("latency")(latency_command.latency)
+app.command("end-to-end")(end_to_end_command.end_to_end)
+app.command("gru")(scaling_commands.gru)
+app.command("scaling")(scaling_commands.scaling)
+app.command("archive")(archive_command.archive)
+app.command("report")(report_commands.report)
+app.command("render")(report_commands.render)
+app.command("compare")(report_commands.compare)
 app.command("hazards")(hazards.hazards)
 app.command("mutants")(mutants.mutants)
 

@@ -17,7 +17,8 @@ from fourphase.runtime.cuda import probe
 __all__ = ["describe_machine", "gpu_state"]
 
 _PACKAGES = (
-    "fourphase", "torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "tensorrt", "tensorrt-rtx-cu13",
+    "fourphase", "torch", "triton", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "ray", "SimpleITK",
+    "tensorrt", "tensorrt-rtx-cu13",
 )  # fmt: skip
 _STATE = (
     "pstate", "clocks.sm", "clocks.max.sm", "clocks.mem", "clocks.max.mem", "power.draw", "power.limit",

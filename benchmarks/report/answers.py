@@ -1,0 +1,132 @@
+"""The plain answers of a report, in sentences made from its numbers. What was not measured is not spoken of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from fourphase.benchmarks.report.answers_latency import latency_answers
+from fourphase.benchmarks.report.reading import Row, dig, rows_of, section_of, status_of
+from fourphase.benchmarks.report.words import counted, listed, runtime_name, significant, time_text, way_name
+
+__all__ = ["Answer", "answers_of"]
+
+_SWEEPS = {"slices": "slices", "crop": "the crop's edge", "batch": "the batch", "width": "the network's width"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One finding, and the section with its numbers."""
+
+    section: str
+    text: str
+
+
+def answers_of(report: Row) -> list[Answer]:
+    return [Answer(name, text) for name, make in _SECTIONS.items() for text in make(section_of(report, name))]
+
+
+def _end_to_end(section: Row) -> Iterator[str]:
+    pipelines: Mapping[str, Row] = section.get("pipelines") or {}
+    totals = {
+        name: float(dig(row, "warm", "total_ms", "p50"))
+        for name, row in pipelines.items()
+        if status_of(row) == "ok" and dig(row, "warm", "total_ms")
+    }
+    ours = {pair["b"] for pair in rows_of(section, "ratios")} & totals.keys()
+    if not ours:
+        return
+    best = min(ours, key=totals.__getitem__)
+    against = [pair for pair in rows_of(section, "ratios") if pair["b"] == best]
+    told = [
+        f"{ratio['value']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f}) times as fast as {pair['a']}"
+        for pair in against
+        if (ratio := pair.get("ratio") or {}).get("value") is not None
+    ]
+    files = dig(section, "study", "files")
+    study = f" of a study of {files:,} files" if files else ""
+    what = f"From DICOM to result, warm, {best} takes {time_text(totals[best])}{study}"
+    yield f"{what}: {listed(told)}." if told else f"{what}; no ratio over another pipeline can be quoted."
+
+
+def _gru(section: Row) -> Iterator[str]:
+    by_runtime: dict[str, list[Row]] = {}
+    for row in rows_of(section, "ratios"):
+        by_runtime.setdefault(row["runtime"], []).append(row.get("ratio") or {})
+    for runtime, ratios in by_runtime.items():
+        told = [ratio for ratio in ratios if ratio.get("value") is not None]
+        if not told:
+            continue
+        ends = [f"{end(ratio['value'] for ratio in told):.2f}" for end in (min, max)]
+        unrolled, loop = sum(ratio["low"] > 1 for ratio in told), sum(ratio["high"] < 1 for ratio in told)
+        yield (
+            f"GRU in {runtime_name(runtime)}: the loop takes {' to '.join(dict.fromkeys(ends))} times as long as the "
+            f"unrolled form. Of {counted(len(ratios), 'size', 'sizes')}, unrolling wins at {unrolled} and the loop at "
+            f"{loop}; {len(ratios) - unrolled - loop} cannot be told."
+        )
+
+
+def _scaling(section: Row) -> Iterator[str]:
+    grown: dict[tuple[str, str, str], list[str]] = {}
+    for sweep in rows_of(section, "sweeps"):
+        fit = sweep.get("fit")
+        if fit is not None:
+            what = f"{_SWEEPS.get(sweep['what'], sweep['what'])} to the power of {fit['exponent']:.2f} "
+            place = sweep["network"], sweep["runtime"], sweep["precision"]
+            grown.setdefault(place, []).append(f"{what}({fit['low']:.2f} to {fit['high']:.2f})")
+    for (network, *way), powers in grown.items():
+        yield f"The latency of {network} in {way_name(*way)} grows with {listed(powers)}."
+
+
+def _archive(section: Row) -> Iterator[str]:
+    rows = [row for row in rows_of(section) if status_of(row) == "ok"]
+    if rows:
+        best = max(rows, key=lambda row: row["studies_per_hour"])
+        workers = counted(best["workers"], "worker", "workers")
+        threads = counted(best["threads_each"], "thread", "threads")
+        yield (
+            f"An archive runs through at {significant(best['studies_per_hour'])} studies per hour at best "
+            f"({best['mode']}, {workers} of {threads})."
+        )
+
+
+def _baselines(section: Row) -> Iterator[str]:
+    rows = {row["network"]: row for row in rows_of(section) if status_of(row) == "ok"}
+    ours = rows.pop("four-phase", None)
+    if ours is None:
+        return
+    auc = ours["auc"]
+    differences = [row["auc_against_four_phase"] for row in rows.values() if row.get("auc_against_four_phase")]
+    above, below = sum(one["low"] > 0 for one in differences), sum(one["high"] < 0 for one in differences)
+    text = (
+        f"On synthetic phantoms, at a small scale, four-phase has an AUC of {auc['value']:.3f} "
+        f"({auc['low']:.3f} to {auc['high']:.3f})."
+    )
+    if differences:
+        others = counted(len(differences), "other network", "other networks")
+        text += (
+            f" Of {others}, {above} have a larger one on the same phantoms and {below} a smaller one; "
+            f"{len(differences) - above - below} cannot be told apart from it."
+        )
+    yield f"{text} This says nothing about patients."
+
+
+def _preprocess(section: Row) -> Iterator[str]:
+    seconds: dict[str, Any] = dict(section.get("seconds") or {})
+    if len(seconds) > 1 and section.get("slices") and section.get("repeats"):
+        first, other = list(seconds)[:2]
+        yield (
+            f"Scanning, reading and preprocessing a study of {section['slices']:,} slices takes "
+            f"{significant(seconds[first])} s in {first}, {significant(seconds[other])} s in {other} (medians of "
+            f"{section['repeats']} runs)."
+        )
+
+
+_SECTIONS: Mapping[str, Callable[[Row], Iterator[str]]] = MappingProxyType(
+    {
+        "latency": latency_answers, "end-to-end": _end_to_end, "gru": _gru, "scaling": _scaling,
+        "archive": _archive, "baselines": _baselines, "preprocess": _preprocess,
+    }
+)  # fmt: skip
