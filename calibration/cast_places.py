@@ -24,20 +24,29 @@ def hold_casts_before_gru(graph: ir.Graph) -> None:
     TensorRT for RTX 1.7 moves such a Cast into the loop that it imports a GRU as, past the slice of one step, and then
     rejects its own graph: "Mismatched number of elements in reshape op: ... input tensor ... has shape [64, B, 512] and
     specified output shape [1, B, 512]". A product with a vector of ones is exact for every value, NaN included, and
-    stays where it is; a scalar 1, Identity and Concat are folded away, and a Transpose does not stop the Cast.
+    stays where it is; a scalar 1, Identity and Concat are folded away, and a Transpose does not stop the Cast. Those
+    that read the same value share one.
     """
+    held: dict[ir.Value, ir.Value] = {}
     for node in list(graph):
         x = node.inputs[0] if node.op_type == "GRU" else None
         if x is None or x.dtype is None or x.shape is None or not _comes_from_cast(x):
             continue
-        name = f"{x.name}.held"
-        ones = ir.val(f"{name}.ones", const_value=ir.tensor(np.ones(_width(x), x.dtype.numpy()), name=f"{name}.ones"))
-        graph.register_initializer(ones)
-        barrier = ir.node("Mul", [x, ones], name=name, metadata_props=dict(node.metadata_props))
-        output = barrier.outputs[0]
-        output.name, output.type, output.shape = f"{name}.output", x.type, x.shape
-        graph.insert_before(node, barrier)
-        node.replace_input_with(0, output)
+        if x not in held:
+            held[x] = _product_with_ones(graph, x, x.dtype, node)
+        node.replace_input_with(0, held[x])
+
+
+def _product_with_ones(graph: ir.Graph, x: ir.Value, dtype: ir.DataType, reader: ir.Node) -> ir.Value:
+    """x times a vector of ones, in front of its first reader."""
+    name = f"{x.name}.held"
+    ones = ir.val(f"{name}.ones", const_value=ir.tensor(np.ones(_width(x), dtype.numpy()), name=f"{name}.ones"))
+    graph.register_initializer(ones)
+    barrier = ir.node("Mul", [x, ones], name=name, metadata_props=dict(reader.metadata_props))
+    output = barrier.outputs[0]
+    output.name, output.type, output.shape = f"{name}.output", x.type, x.shape
+    graph.insert_before(reader, barrier)
+    return output
 
 
 def cast_before_transposing(graph: ir.Graph) -> None:

@@ -28,6 +28,7 @@ from fourphase.runtime.errors import ModelIncompatible
 
 __all__ = [
     "INT8_BLOCKS",
+    "default_int8_policy",
     "insert_qdq",
     "int8_policy",
     "quantizable_blocks",
@@ -74,7 +75,8 @@ def int8_policy(blocks: Iterable[str], paying: Collection[str] | None = None) ->
 
     Args:
         paying: of a foreign network, the blocks in which INT8 would change anything (`quantizable_blocks`), so that the
-            policy names no other; None: all that are not FP32 or the input's. Both give the same graph.
+            policy names no other; None: all that are not FP32 or the input's. Both quantize the same layers; a residual
+            add that lies in a block without such a layer only None quantizes.
     """
     blocks = tuple(blocks)
     halves = fp16_policy(blocks)
@@ -87,6 +89,12 @@ def int8_policy(blocks: Iterable[str], paying: Collection[str] | None = None) ->
     kept = {**dict(halves.rules), **kept}
     lowered = {name: "int8" for name in paying if not any(part in kept for part in selectors_of(name)[:-1])}
     return Policy.of({**kept, **lowered})
+
+
+def default_int8_policy(model: onnx.ModelProto) -> Policy:
+    """`int8_policy` of an FP32 graph, as a build takes it: of a foreign one, it names only blocks that it changes."""
+    blocks = tuple(dict.fromkeys(node_blocks(model).values()))
+    return int8_policy(blocks, quantizable_blocks(model) if is_foreign(blocks) else None)
 
 
 def quantizable_values(model: onnx.ModelProto, policy: Policy | None = None) -> tuple[str, ...]:

@@ -94,8 +94,9 @@ class BlockRange:
 
     @property
     def worst(self) -> ValueRange:
-        """What comes closest to overflow."""
-        return min((*self.values[:1], *self.weights[:1]), key=lambda value: value.headroom)
+        """What comes closest to overflow; a nameless zero in a block that only counts with integers."""
+        nothing = ValueRange("", "", "", 0.0, 0.0)
+        return min((*self.values[:1], *self.weights[:1]), key=lambda value: value.headroom, default=nothing)
 
     @property
     def overflows(self) -> bool:
@@ -112,7 +113,7 @@ class BlockRange:
             "node": worst.node,
             "operator": worst.operator,
             "value": worst.name,
-            "lost": max(value.lost for value in self.values),
+            "lost": max((value.lost for value in self.values), default=0.0),
             "lost_weights": max((value.lost for value in self.weights), default=0.0),
             "largest_sum": {**asdict(self.sums[0]), "magnitude": _finite(self.sums[0].magnitude)}
             if self.sums
@@ -246,6 +247,8 @@ def _by_output(node: ir.Node) -> Array:
     weight = _array(node.inputs[1])
     if node.op_type == "Conv":
         return weight.reshape(len(weight), -1)
+    if weight.ndim == 1:
+        return weight[np.newaxis]
     return weight if node.attributes.get_int("transB", 0) else weight.T
 
 

@@ -74,6 +74,7 @@ class VerifiedModel:
 
     Attributes:
         codes: the inputs it was compared on, uint8 (3, P, T, C, H, W).
+        has_gru: as the operator or unrolled.
     """
 
     checkpoint: Source
@@ -81,6 +82,7 @@ class VerifiedModel:
     data: bytes
     parity: ParityReport
     codes: NDArray[np.uint8]
+    has_gru: bool = False
 
     @property
     def golden(self) -> GoldenStudies:
@@ -116,8 +118,8 @@ def verified_onnx(checkpoint: Source, gru: str = "loop") -> VerifiedModel:
     Raises: ExportRefused (25), ModelIncompatible (20) for a given ONNX, ParityFailed (27) naming the block.
     """
     with progress("exporting to ONNX", None):
-        model = onnx_of(checkpoint, gru)
-    return verify_model(checkpoint, model)
+        model, has_gru = onnx_of(checkpoint, gru)
+    return replace(verify_model(checkpoint, model), has_gru=has_gru)
 
 
 def verify_model(checkpoint: Source, model: onnx.ModelProto) -> VerifiedModel:
@@ -198,8 +200,7 @@ def build_bundle(path: Path, output: Path, request: BuildRequest | None = None) 
 
 def _gru_of(verified: VerifiedModel, chosen: tuple[str, str]) -> tuple[str, str]:
     """For the report: the form of the GRU and why, or that there is none."""
-    kinds = {node.op_type for node in verified.model.graph.node}
-    return ("none", "the network has no GRU") if chosen[0] == "loop" and "GRU" not in kinds else chosen
+    return chosen if verified.has_gru else ("none", "the network has no GRU")
 
 
 def _require_calibration(request: BuildRequest, sets: StudySets) -> None:

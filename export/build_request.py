@@ -8,19 +8,19 @@ from pathlib import Path
 
 import onnx
 
-from fourphase.calibration.blocks import PRECISIONS, Policy, is_foreign
+from fourphase.calibration.blocks import PRECISIONS, Policy
 from fourphase.calibration.calibration_set import CalibrationSet, check_overlap, load_calibration_set
 from fourphase.calibration.gates import Acceptance, read_acceptance
 from fourphase.calibration.ladder import Jury
 from fourphase.calibration.lowering import blocks_of, lowest_precision
 from fourphase.calibration.policy_file import read_policy
-from fourphase.calibration.qdq import int8_policy, quantizable_blocks
+from fourphase.calibration.qdq import default_int8_policy, quantizable_values
 from fourphase.calibration.thresholds import ALGORITHMS, DEFAULT_ALGORITHM
 from fourphase.calibration.typed import fp16_policy
 from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
 from fourphase.export.golden import GoldenStudies
 from fourphase.runtime.config import PreprocessingConfig
-from fourphase.runtime.errors import UsageError
+from fourphase.runtime.errors import ExportRefused, UsageError
 
 __all__ = ["BuildRequest", "StudySets", "choose_jury", "halved", "load_study_sets", "policies_of"]
 
@@ -124,7 +124,8 @@ def policies_of(wanted: str | None, given: Policy | None, model: onnx.ModelProto
     Args:
         wanted: the precision asked for. given: a policy that replaces its default one. model: the FP32 graph.
 
-    Raises: UsageError (2) for a policy that does not fit the precision, or that names an unknown block.
+    Raises: UsageError (2) for a policy that does not fit the precision, or that names an unknown block; ExportRefused
+        (25) for int8 that would quantize nothing.
     """
     blocks = blocks_of(model)
     if given is None:
@@ -139,14 +140,19 @@ def policies_of(wanted: str | None, given: Policy | None, model: onnx.ModelProto
                 "leave --precision out, or give the policy that fits",
                 key="policy_precision",
             )
+    if precision == "int8" and not quantizable_values(model, chosen):
+        raise ExportRefused(
+            "int8 would change nothing: no layer has a constant weight that is used once and enough work",
+            "run all phases through a shared layer as one batch, or give --precision fp16",
+            key="int8_empty",
+        )
     return {"fp32": {}, "fp16": {"fp16": chosen}, "int8": {"fp16": halved(chosen), "int8": chosen}}[precision]
 
 
 def _default_policy(precision: str, model: onnx.ModelProto) -> Policy:
-    blocks = blocks_of(model)
     if precision == "int8":
-        return int8_policy(blocks, quantizable_blocks(model) if is_foreign(blocks) else None)
-    return fp16_policy(blocks) if precision == "fp16" else Policy(())
+        return default_int8_policy(model)
+    return fp16_policy(blocks_of(model)) if precision == "fp16" else Policy(())
 
 
 def halved(policy: Policy) -> Policy:

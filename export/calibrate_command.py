@@ -98,7 +98,8 @@ def model_input(
     Args:
         model: the factory of a checkpoint that is not our network's.
 
-    Raises: UsageError (2) for a bundle beside a checkpoint or a configuration; what reading them raises.
+    Raises: UsageError (2) for a bundle beside a checkpoint or a configuration, or a factory without a checkpoint; what
+        reading them raises.
     """
     from fourphase.export.config import PHASES, NetworkConfig
     from fourphase.export.interface import Interface, interface_from_dict
@@ -106,6 +107,12 @@ def model_input(
 
     if bundle is not None and (checkpoint is not None or config is not None):
         raise UsageError("--bundle is given beside --checkpoint or --config", "give only one", key="model_given_twice")
+    if model is not None and checkpoint is None:
+        raise UsageError(
+            "--model makes a network for the weights of a checkpoint, and none is given",
+            "give --checkpoint, or leave --model out",
+            key="model_given",
+        )
     if bundle is not None:
         from fourphase.runtime.bundle import load_bundle
 
@@ -113,14 +120,9 @@ def model_input(
         return ModelInput(f"the bundle {bundle}", found.preprocessing, found.phases, found.classes)
     source = f"the configuration {config}" if config is not None else f"the checkpoint {checkpoint}"
     if checkpoint is not None:
-        from fourphase.export.checkpoint import load_checkpoint
+        from fourphase.export.source import load_source
 
-        if checkpoint.suffix == ".onnx":
-            from fourphase.export.given_onnx import load_given_onnx
-
-            given = load_given_onnx(checkpoint, config)
-            return ModelInput(source, given.preprocessing, given.interface.phases, given.interface.classes)
-        loaded = load_checkpoint(checkpoint, config, model)
+        loaded = load_source(checkpoint, config, model)
         return ModelInput(source, loaded.preprocessing, loaded.interface.phases, loaded.interface.classes)
     if config is not None:
         from fourphase.export.checkpoint import read_config

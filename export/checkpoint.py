@@ -88,7 +88,8 @@ def load_checkpoint(path: Path, config: Path | None = None, model: str | None = 
     digest = hashlib.sha256(data).hexdigest()
     if model is not None:
         interface, arguments = interface_from_dict(sections.get("model", {})), sections.get("network", {})
-        network = network_from_factory(model, arguments)
+        # Before loading: a factory that gives a half network would round the FP32 weights it is filled with.
+        network = network_from_factory(model, arguments).float().cpu()
         notes = _load_state(network, state)
         return _foreign(network, preprocessing, digest, notes, interface, _section(model, arguments))
     _refuse_model_table(sections)
@@ -183,11 +184,14 @@ def _check_channels(preprocessing: PreprocessingConfig) -> None:
 def _load_state(network: nn.Module, state: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Fills the network, or says by name which keys are missing, unexpected, wrongly shaped or not finite."""
     notes = []
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-            notes.append(f"removed the prefix {prefix!r} from every key")
     expected = network.state_dict()
+    for prefix in _PREFIXES:
+        stripped = {key.removeprefix(prefix): value for key, value in state.items()}
+        # A network may have a part of its own that is called as the wrapper is.
+        fits_better = len(expected.keys() & stripped.keys()) >= len(expected.keys() & state.keys())
+        if state and all(key.startswith(prefix) for key in state) and fits_better:
+            state = stripped
+            notes.append(f"removed the prefix {prefix!r} from every key")
     # BatchNorm's step counter plays no part in inference and is absent from older checkpoints.
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     shared = [key for key in expected if key in state]

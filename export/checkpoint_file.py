@@ -40,7 +40,9 @@ def read_weights(path: Path) -> tuple[bytes, tuple[dict[str, Tensor], dict[str, 
     if path.suffix in (".pt", ".pth"):
         return data, _read_pickle(data)
     raise UsageError(
-        f"{path.name} is not a checkpoint this version reads", "give a .safetensors, .pt or .pth file", key="suffix"
+        f"{path.name} is not a checkpoint this version reads",
+        "give a .safetensors, .pt, .pth or .onnx file",
+        key="suffix",
     )
 
 

@@ -1,7 +1,8 @@
 """`--model package.module:factory`: a network that somebody else's code makes.
 
 Importing a module and calling its factory runs that code. It is done for a name the user typed, never for one that a
-file holds. The current directory is searched as `python -m` would, so that a factory beside the checkpoint is found.
+file holds. The current directory is searched after the installed packages, so that a factory beside the checkpoint is
+found, and what it imports while it runs. What that code prints goes to stderr: stdout is the command's.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,13 @@ def network_from_factory(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """Imports "package.module:factory" and calls it with the keyword arguments.
 
     Raises: UsageError (2) if it is not found or not callable; ExportRefused (25) with its own words if it raises, or
-        if it returns no module.
+        if it returns no module. Code that ends the process by SystemExit has raised.
     """
     factory = _imported(name)
     try:
-        network = factory(**arguments)
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            network = factory(**arguments)
+    except (Exception, SystemExit) as error:
         words = next(iter(str(error).splitlines()), "")
         raise ExportRefused(
             f"the factory {name} failed: {type(error).__name__}: {words}",
@@ -52,9 +55,11 @@ def _imported(name: str) -> Any:
         found: Any = _module(module_name)
         for part in path.split("."):
             found = getattr(found, part)
-    except Exception as error:
-        words = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UsageError(f"the factory {name} cannot be imported: {words}", _FORM, key="factory_unknown") from error
+    except (Exception, SystemExit) as error:
+        words = next(iter(str(error).splitlines()), "")
+        raise UsageError(
+            f"the factory {name} cannot be imported: {type(error).__name__}: {words}", _FORM, key="factory_unknown"
+        ) from error
     if not callable(found):
         raise UsageError(f"{name} is a {type(found).__name__} and cannot be called", _FORM, key="factory_unknown")
     return found
@@ -62,10 +67,8 @@ def _imported(name: str) -> Any:
 
 def _module(name: str) -> Any:
     here = str(Path.cwd())
-    if here in sys.path or "" in sys.path:
+    if here not in sys.path and "" not in sys.path:
+        # For good: a factory may import its neighbours only when it is called.
+        sys.path.append(here)
+    with redirect_stdout(sys.stderr):
         return importlib.import_module(name)
-    sys.path.append(here)
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)

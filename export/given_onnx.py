@@ -18,28 +18,48 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from fourphase.calibration.blocks import BLOCK_KEY, BLOCKS_KEY
-from fourphase.calibration.evaluation import fp32_session
+from fourphase.calibration.evaluation import Run, fp32_session
 from fourphase.calibration.ladder import Baseline
 from fourphase.export.checkpoint import read_config
 from fourphase.export.guards import Finding, check_any_graph
 from fourphase.export.interface import OUTPUTS, Interface, interface_from_dict
 from fourphase.export.node_parts import name_parts
-from fourphase.export.onnx_export import OPSET
+from fourphase.export.onnx_export import OPSET, without_traces
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import InputMissing, ModelIncompatible, UsageError
+from fourphase.runtime.inference_checks import first_line
 
-__all__ = ["GIVEN", "GivenOnnx", "block_of_node", "given_baseline", "load_given_onnx", "model_of_given", "parse_onnx"]
+__all__ = [
+    "GIVEN",
+    "GIVEN_GRAPH",
+    "GivenOnnx",
+    "block_of_node",
+    "given_baseline",
+    "load_given_onnx",
+    "model_of_given",
+    "parse_onnx",
+]
 
 #: The name of the baseline, and a sentence for the report.
 GIVEN = "the given ONNX in ONNX Runtime"
+#: The name of the graph that is made of it; its blocks are called as its own exporter called them.
+GIVEN_GRAPH = "given"
 _NOT_MEASURED = "parity with PyTorch was not measured: the model came as ONNX, and that file is the baseline"
 _OPSET_FLOOR = 18
+_INTERFACE_CURE = (
+    "name input and outputs study, logits and phase_logits, float32, with a dynamic batch and all else static;"
+    " give [model] and [preprocessing] in --config if they are not the defaults"
+)
+#: Guards whose violation no other name or size would cure.
+_CURES = {"not_fp32": "export it again in FP32, without quantization; fp-export lowers and judges it"}
 _SCOPES_KEY = "pkg.torch.onnx.name_scopes"
 _WHOLE = "network"
 _NUMBERED = re.compile(r"\.\d+")
@@ -95,7 +115,7 @@ def parse_onnx(data: bytes) -> onnx.ModelProto:
         onnx.checker.check_model(model, full_check=False)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise ModelIncompatible(
-            f"it is not a valid ONNX model: {str(error).splitlines()[0]}", "export it again", key="onnx_invalid"
+            f"it is not a valid ONNX model: {first_line(error)}", "export it again", key="onnx_invalid"
         ) from error
     return model
 
@@ -111,8 +131,7 @@ def _require_interface(model: onnx.ModelProto, interface: Interface, preprocessi
         first = found[0]
         raise ModelIncompatible(
             f"the model breaks the guard {first.guard} at {first.block} {first.node}: {first.message}",
-            "name input and outputs study, logits and phase_logits, float32, with a dynamic batch and all else static;"
-            " give [model] and [preprocessing] in --config if they are not the defaults",
+            _CURES.get(first.guard, _INTERFACE_CURE),
             key=f"onnx_{first.guard}",
             table=[_row(finding) for finding in found],
         )
@@ -137,26 +156,50 @@ def _with_opset(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def given_baseline(given: GivenOnnx, model: onnx.ModelProto | None = None) -> Baseline:
-    """The file in ONNX Runtime; blocks are those of `model`, what was made of it, or none."""
-    run = fp32_session(given.model.SerializeToString())
+    """The file in ONNX Runtime; blocks are those of `model`, what was made of it, or none.
+
+    Raises: ModelIncompatible (20) if ONNX Runtime cannot load the file; so does the baseline where it cannot run it.
+    """
+    try:
+        session = fp32_session(given.model.SerializeToString())
+    except Exception as error:
+        raise _not_runnable("load the model", error) from error
     blocks = Baseline.of_onnx(model).blocks if model is not None else lambda study: {}
-    return Baseline(run, blocks, GIVEN)
+    return Baseline(_explained(session), blocks, GIVEN)
+
+
+def _explained(session: Run) -> Run:
+    def run(study: NDArray[np.float32]) -> Mapping[str, NDArray[np.float32]]:
+        try:
+            return session(study)
+        except Exception as error:
+            raise _not_runnable(f"run the model on {len(study)} studies at once", error) from error
+
+    return run
+
+
+def _not_runnable(what: str, error: Exception) -> ModelIncompatible:
+    return ModelIncompatible(
+        f"ONNX Runtime cannot {what}: {first_line(error)}",
+        "export it again so that a batch of any size runs (no fixed batch in a Reshape)",
+        key="onnx_not_runnable",
+    )
 
 
 def model_of_given(given: GivenOnnx) -> onnx.ModelProto:
     """The graph as it ships in FP32: opset 20 at least, optimized, with named nodes and blocks.
 
-    Raises: ModelIncompatible (20) if onnxscript cannot convert or optimize it.
+    Raises: ModelIncompatible (20) if it cannot be read node by node, or onnxscript cannot convert or optimize it.
     """
-    model = ir.serde.deserialize_model(given.model)
-    blocks = {id(node): block_of_node(node) for node in model.graph}
-    for node in model.graph:
-        node.metadata_props[BLOCK_KEY] = blocks[id(node)]
     try:
+        model = ir.serde.deserialize_model(given.model)
+        blocks = {id(node): block_of_node(node) for node in model.graph}
+        for node in model.graph:
+            node.metadata_props[BLOCK_KEY] = blocks[id(node)]
         model = _optimized(model)
     except Exception as error:
         raise ModelIncompatible(
-            f"the model cannot be optimized: {next(iter(str(error).splitlines()), type(error).__name__)}",
+            f"the model cannot be optimized: {first_line(error)}",
             "export it again with PyTorch's exporter (dynamo=True) and opset 20",
             key="onnx_unsupported",
         ) from error
@@ -164,8 +207,8 @@ def model_of_given(given: GivenOnnx) -> onnx.ModelProto:
     name_parts(model)
     model.metadata_props.clear()
     model.metadata_props[BLOCKS_KEY] = json.dumps(_name_outputs_of_blocks(model))
-    model.graph.name = "given"
-    return ir.serde.serialize_model(model)
+    model.graph.name = GIVEN_GRAPH
+    return without_traces(ir.serde.serialize_model(model))
 
 
 def _optimized(model: ir.Model) -> ir.Model:

@@ -33,8 +33,14 @@ _RUN_TIME_SHAPES = ("Shape", "Size", "NonZero", "Expand", "ConstantOfShape", "Ra
 _LEFTOVERS = ("BatchNormalization", "Constant", "Dropout", "Identity")
 #: Shapes that depend on values, not on the batch: nothing that is static but for the batch has them.
 _VALUE_SHAPES = ("NonZero", "Unique", "Compress", "NonMaxSuppression")
+#: What only a graph has that was lowered before: as FP32 it would be judged against itself, and called what it is not.
+_QUANTIZED = (
+    "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "QLinearConv", "QLinearMatMul",
+    "QuantizeLinear",
+)  # fmt: skip
+_HALVES = (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 #: Guards of `_check_node` that hold for every graph, and those that hold for PyTorch's modules too.
-_UNIVERSAL = frozenset({"custom_domain", "control_flow", "value_shape"})
+_UNIVERSAL = frozenset({"custom_domain", "control_flow", "value_shape", "not_fp32"})
 _OF_MODULES = _UNIVERSAL | {"gru_linear_before_reset"}
 _OPSET_FLOOR = 19
 _LARGEST_BYTES = 1 << 31
@@ -112,6 +118,8 @@ def _check_node(node: onnx.NodeProto) -> Iterator[tuple[str, str]]:
         yield "custom_domain", f"the operator {node.domain}.{node.op_type} is not standard ONNX"
     if node.op_type in _CONTROL_FLOW:
         yield "control_flow", f"{node.op_type} cannot be optimised as one graph"
+    if node.op_type in _QUANTIZED or (node.op_type == "Cast" and attributes.get("to") in _HALVES):
+        yield "not_fp32", f"{node.op_type}: the graph is lowered already, give the FP32 one"
     if node.op_type in _LEFTOVERS:
         yield "leftover", f"{node.op_type} should have been folded"
     if node.op_type in _VALUE_SHAPES:

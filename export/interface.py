@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from fourphase.export.config import PHASES, NetworkConfig
+from fourphase.runtime.backend import OUTPUTS
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import UsageError
 
 __all__ = ["INPUT", "OUTPUTS", "Interface", "four_phase_config", "interface_from_config", "interface_from_dict"]
 
 INPUT = "study"
-#: (B, K) and (B, P, K); the second may be absent.
-OUTPUTS = ("logits", "phase_logits")
 _CLASSES = ("HCC", "ICC")
 
 

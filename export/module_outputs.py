@@ -5,7 +5,9 @@ A module that does not run on the contract's input, or returns something else, i
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
@@ -34,13 +36,14 @@ def probed_outputs(network: nn.Module, interface: Interface, preprocessing: Prep
 
 
 def run_once(network: nn.Module, study: Tensor) -> tuple[Any, ...]:
-    """What the network returns, as a tuple.
+    """What the network returns, as a tuple; what it prints goes to stderr.
 
-    Raises: ExportRefused (25) with the network's own words if it raises.
+    Raises: ExportRefused (25) with the network's own words if it raises, SystemExit included.
     """
     try:
-        return outputs_of(network(study))
-    except Exception as error:
+        with redirect_stdout(sys.stderr):
+            return outputs_of(network(study))
+    except (Exception, SystemExit) as error:
         words = next(iter(str(error).splitlines()), "")
         raise ExportRefused(
             f"the network does not take a study of shape {tuple(study.shape)}: {type(error).__name__}: {words}",

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from importlib.metadata import version
 
 import onnx
@@ -33,8 +34,18 @@ from fourphase.export.pass_static_gru import make_gru_static
 from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import EnvironmentFault, ExportRefused, UsageError
+from fourphase.runtime.inference_checks import first_line
 
-__all__ = ["GRU_FORMS", "INPUT", "OPSET", "OUTPUTS", "chosen_gru", "onnx_from_module", "onnx_from_network"]
+__all__ = [
+    "GRU_FORMS",
+    "INPUT",
+    "OPSET",
+    "OUTPUTS",
+    "chosen_gru",
+    "onnx_from_module",
+    "onnx_from_network",
+    "without_traces",
+]
 
 #: Q/DQ with FP16 scales needs 19; TensorRT 10.3 reads up to 20.
 OPSET = 20
@@ -98,7 +109,9 @@ def onnx_from_module(
             )
         except Exception as error:
             raise ExportRefused(
-                f"PyTorch could not export the network: {str(error).splitlines()[0]}", _cure_of(network)
+                # The exporter's own first line only says that it failed.
+                f"PyTorch could not export the network: {first_line(error.__cause__ or error)}",
+                _cure_of(network),
             ) from error
     assert program is not None
     return _shipped(program.model, naming_of(network), tapped.names, interface.outputs, gru)
@@ -123,12 +136,15 @@ def _require_onnxscript() -> None:
 
 @contextmanager
 def _quiet_exporter() -> Iterator[None]:
-    """The exporter's deprecation warnings and notes on packages we do not use concern its authors, not our users."""
+    """The exporter's deprecation warnings and notes on packages we do not use concern its authors, not our users.
+
+    What the network prints while it is traced goes to stderr: stdout is the command's.
+    """
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -160,10 +176,10 @@ def _shipped(
     model.metadata_props.clear()
     model.metadata_props[BLOCKS_KEY] = json.dumps(blocks)
     model.graph.name = "fourphase"
-    return _without_traces(ir.serde.serialize_model(model))
+    return without_traces(ir.serde.serialize_model(model))
 
 
-def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+def without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
     """Drops what the exporter notes about its own machine (source paths, stack traces) from values and graph."""
     del model.graph.metadata_props[:]
     values = (*model.graph.input, *model.graph.output, *model.graph.value_info, *model.graph.initializer)

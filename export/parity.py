@@ -8,7 +8,9 @@ where a difference begins.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +24,7 @@ from fourphase.calibration.blocks import block_names, with_outputs
 from fourphase.calibration.cpu_session import cpu_session
 from fourphase.calibration.ladder import TORCH, Baseline
 from fourphase.export.blocks import outputs_of, record_blocks
+from fourphase.export.given_onnx import GIVEN_GRAPH
 from fourphase.export.interface import INPUT, OUTPUTS
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import ParityFailed
@@ -113,7 +116,11 @@ def measure_parity(
 
 
 def parity_with(baseline: Baseline, model: onnx.ModelProto, studies: Array, *, rtol: float = FP32_RTOL) -> ParityReport:
-    """As `measure_parity`, with any baseline; blocks are compared if it has any."""
+    """As `measure_parity`, with any baseline; blocks are compared if it has any, and the graph is no given one's.
+
+    Raises: ParityFailed (27) naming a block that the baseline does not have; ModelIncompatible (20) for a given ONNX
+        that does not run.
+    """
     names = [output.name for output in model.graph.output]
     rows = []
     with progress(f"comparing with {baseline.name}", len(BATCHES) + 3) as advance:
@@ -127,7 +134,9 @@ def parity_with(baseline: Baseline, model: onnx.ModelProto, studies: Array, *, r
         del session
         wanted = baseline.blocks(studies[:1])
         advance(1)
-        rows += _block_rows(block_names(model), wanted, model, studies[:1], rtol)
+        # What was made of a given ONNX has its exporter's blocks, which no other network knows.
+        blocks = () if model.graph.name == GIVEN_GRAPH else block_names(model)
+        rows += _block_rows(blocks, wanted, model, studies[:1], rtol)
         advance(1)
     return ParityReport(rtol, tuple(rows), reference, baseline.name)
 
@@ -137,20 +146,31 @@ def _block_rows(
 ) -> list[BlockParity]:
     if not names or not wanted:
         return []
+    _require_known(names, wanted)
     found = run_onnx(with_outputs(model, names), study)
     return [compare(name, wanted[name], found[name], 1, BLOCK_SLACK * rtol) for name in names]
 
 
+def _require_known(names: Sequence[str], wanted: Mapping[str, Array]) -> None:
+    unknown = next((name for name in names if name not in wanted), None)
+    if unknown is not None:
+        raise ParityFailed(
+            f"the graph has a block {unknown} that the checkpoint's network does not have",
+            "give the checkpoint (and --config, --model) that the graph was exported from",
+            key="parity_blocks",
+        )
+
+
 def torch_baseline(network: nn.Module) -> Baseline:
-    """The PyTorch network in FP32, on the CPU."""
+    """The PyTorch network in FP32, on the CPU; what it prints goes to stderr."""
 
     def run(study: Array) -> Outputs:
-        with torch.no_grad():
+        with torch.no_grad(), redirect_stdout(sys.stderr):
             outputs = outputs_of(network.eval()(torch.from_numpy(study)))
         return {name: value.numpy() for name, value in zip(OUTPUTS, outputs, strict=False)}
 
     def blocks(study: Array) -> Outputs:
-        with torch.no_grad(), record_blocks(network.eval()) as found:
+        with torch.no_grad(), record_blocks(network.eval()) as found, redirect_stdout(sys.stderr):
             network(torch.from_numpy(study))
         return {name: value.numpy() for name, value in found.items()}
 

@@ -192,7 +192,10 @@ def _search(report: Row) -> list[Markup]:
         "multiply-accumulates and bytes, not a measured time.",
     ]
     if search.get("held"):
-        lines.append(f"Held in FP32, because FP16 cannot hold them: {', '.join(search['held'])}.")
+        names = ", ".join(search["held"])
+        lines.append(
+            f"Held in FP32 by name, as FP16 cannot hold them or the default policies keep them there: {names}."
+        )
     keys = element("p", key_svg("fp16"), "kept ", key_svg("failed"), "refused ")
     return [
         figure(search_svg(search), [keys, *lines_of(lines)]),

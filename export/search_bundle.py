@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from fourphase.calibration.blocks import Policy
+from fourphase.calibration.blocks import Policy, is_foreign, selectors_of
 from fourphase.calibration.cached_scales import CachedScales, cached_scales
 from fourphase.calibration.cost import block_costs
 from fourphase.calibration.evaluation import evaluate, fp32_session, positives_of
@@ -30,6 +30,7 @@ from fourphase.calibration.rounding import rounded_session
 from fourphase.calibration.scales import Scales
 from fourphase.calibration.search import PolicyCache, SearchResult, groups_of, search
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
+from fourphase.calibration.typed import FP16_EXCEPT_PARTS
 from fourphase.engine.build import EnginePlan, check_build
 from fourphase.engine.bundle import BundleContents, GoldenFile, OnnxModel, check_target, contents_of, write_bundle
 from fourphase.engine.options import DEFAULT_OPTIONS, BuildOptions
@@ -43,7 +44,7 @@ from fourphase.runtime.cache import cache_folder
 from fourphase.runtime.errors import AccuracyGateFailed, ExportRefused
 from fourphase.runtime.flavour import Target, choose_target
 
-__all__ = ["SearchOutcome", "SearchRequest", "search_bundle"]
+__all__ = ["SearchOutcome", "SearchRequest", "held_blocks", "search_bundle"]
 
 Floats = NDArray[np.float32]
 
@@ -122,13 +123,13 @@ class _Found:
         model = onnx.load_model_from_string(data)
         scales = cached_scales(data, sets.calibration, request.algorithm)
         ranges = audit_first(model, sets.calibration)
-        held = sorted(overflowing_blocks(ranges))
+        held = held_blocks(blocks_of(model), overflowing_blocks(ranges))
         result = search(
             _evaluator(data, model, scales.scales, jury),
             block_costs(model),
             request.limits,
             positives=positives_of(jury.studies, classes),
-            lowerings=_lowerings(model),
+            lowerings=_lowerings(model, held),
             held=held,
         )
         _require_lowered(result, model)
@@ -144,10 +145,19 @@ class _Found:
         return climb(steps, Baseline.of_onnx(self.model), self.jury, acceptance, classes)
 
 
-def _lowerings(model: onnx.ModelProto) -> dict[str, tuple[str, ...]]:
-    """Group -> what it may be lowered to: INT8 only where a layer of it would be quantized."""
-    paying = set(groups_of(sorted(quantizable_blocks(model))))
-    return {group: ("fp16", "int8") if group in paying else ("fp16",) for group in groups_of(blocks_of(model))}
+def held_blocks(blocks: Sequence[str], overflowing: Collection[str]) -> tuple[str, ...]:
+    """The blocks that a search leaves in FP32 by name: what FP16 cannot hold, and the parts of a foreign network that
+    the default policies leave there too (`FP16_EXCEPT_PARTS`), whatever becomes of their group.
+    """
+    kept = {block for block in blocks if not set(FP16_EXCEPT_PARTS).isdisjoint(selectors_of(block))}
+    return tuple(sorted({*overflowing, *(kept if is_foreign(blocks) else ())}))
+
+
+def _lowerings(model: onnx.ModelProto, held: Collection[str]) -> dict[str, tuple[str, ...]]:
+    """Group -> what it may be lowered to: INT8 only where a layer of it would be quantized; nothing if all is held."""
+    paying = set(groups_of(sorted(quantizable_blocks(model).difference(held))))
+    free = groups_of([block for block in blocks_of(model) if block not in held])
+    return {group: ("fp16", "int8") if group in paying else ("fp16",) for group in free}
 
 
 def _evaluator(data: bytes, model: onnx.ModelProto, scales: Scales, jury: Jury) -> PolicyCache:

@@ -74,7 +74,9 @@ def _print_search(report: dict[str, Any]) -> None:
     console.print(alone)
     console.print(steps)
     for block in found["held"]:
-        console.print(f"{block} stays fp32: its values do not fit into FP16", markup=False)
+        overflows = block in report["ranges"]["overflowing"]
+        why = "its values do not fit into FP16" if overflows else "so do the default policies"
+        console.print(f"{block} stays fp32 by name: {why}", markup=False)
     rules = ", ".join(f"{name} {precision}" for name, precision in found["policy"].items())
     console.print(f"policy: {rules}; everything else fp32", markup=False)
     console.print(f"cost {found['cost_relative_to_fp32']:.1%} of FP32 by the stated model; not a latency", markup=False)

@@ -40,14 +40,20 @@ def load_source(path: Path, config: Path | None = None, model: str | None = None
     return load_given_onnx(path, config)
 
 
-def onnx_of(source: Source, gru: str) -> onnx.ModelProto:
-    """The FP32 graph of a source, with the GRU in one of `GRU_FORMS`. Raises: ExportRefused (25)."""
+def onnx_of(source: Source, gru: str) -> tuple[onnx.ModelProto, bool]:
+    """The FP32 graph of a source, with the GRU in one of `GRU_FORMS`, and whether there is a GRU in it at all.
+
+    Raises: ExportRefused (25); ModelIncompatible (20) for a given ONNX.
+    """
+    if isinstance(source, Checkpoint) and isinstance(source.network, FourPhaseNet):
+        return onnx_from_network(source.network, source.preprocessing, gru), source.network.config.spm
     if isinstance(source, GivenOnnx):
         model = model_of_given(source)
-        return _unrolled(model) if gru == "unrolled" else model
-    if isinstance(source.network, FourPhaseNet):
-        return onnx_from_network(source.network, source.preprocessing, gru)
-    return onnx_from_module(source.network, source.interface, source.preprocessing, gru)
+    else:
+        model = onnx_from_module(source.network, source.interface, source.preprocessing)
+    if gru == "unrolled":
+        return _unrolled(model)
+    return model, any(node.op_type == "GRU" for node in model.graph.node)
 
 
 def baseline_of(source: Source, model: onnx.ModelProto | None = None) -> Baseline:
@@ -77,6 +83,6 @@ def parameters_of(source: Source) -> int:
     return sum(prod(t.dims) for t in source.model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
 
 
-def _unrolled(model: onnx.ModelProto) -> onnx.ModelProto:
-    graph, _ = unroll_gru(ir.serde.deserialize_model(model))
-    return ir.serde.serialize_model(graph)
+def _unrolled(model: onnx.ModelProto) -> tuple[onnx.ModelProto, bool]:
+    graph, modified = unroll_gru(ir.serde.deserialize_model(model))
+    return ir.serde.serialize_model(graph), modified

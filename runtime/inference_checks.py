@@ -133,5 +133,6 @@ def _sizes_text(sizes: Sequence[int | None]) -> str:
     return ", ".join("any" if size is None else str(size) for size in sizes)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
+    """What an exception says in its first line; its kind if it says nothing."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

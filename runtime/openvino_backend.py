@@ -35,7 +35,7 @@ from fourphase.runtime.inference_checks import (
     run_failed,
 )
 
-__all__ = ["PRECISIONS", "REQUIREMENTS", "OpenVINOBackend", "is_available", "load_backend", "why_not"]
+__all__ = ["PRECISIONS", "REQUIREMENTS", "OpenVINOBackend", "is_available", "load_backend", "package", "why_not"]
 
 Floats = NDArray[np.float32]
 
@@ -94,7 +94,7 @@ def load_backend(bundle: Bundle, precision: str) -> OpenVINOBackend:
         EnvironmentFault if openvino cannot be imported.
     """
     model = bundle.read(bundle.models[precision].file)
-    openvino = _package()
+    openvino = package()
     core = openvino.Core()
     try:
         graph = core.read_model(model, b"")
@@ -109,7 +109,8 @@ def load_backend(bundle: Bundle, precision: str) -> OpenVINOBackend:
     return OpenVINOBackend(compiled.create_infer_request(), precision, bundle.input_shape, bundle.outputs)
 
 
-def _package() -> Any:
+def package() -> Any:
+    """The package, which then reports nothing to its maker. Raises: EnvironmentFault (24) if it cannot be imported."""
     sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]
     try:
         import openvino

@@ -7,7 +7,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 
-from fourphase.calibration.cast_places import cast_before_transposing
+from fourphase.calibration.cast_places import cast_before_transposing, hold_casts_before_gru
 
 TEXT = """
 <ir_version: 10, opset_import: ["": 20]>
@@ -45,3 +45,27 @@ def test_a_transpose_that_others_read_stays() -> None:
     graph = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(onnx.parser.parse_model(text)))
     cast_before_transposing(graph.graph)
     assert [node.op_type for node in graph.graph] == ["Transpose", "Cast", "Relu", "MatMul"]
+
+
+GRUS = """
+<ir_version: 10, opset_import: ["": 20]>
+g (float[3, 2, 4] x) => (float16[3, 1, 2, 5] a, float16[3, 1, 2, 5] b)
+{
+  half = Cast <to = 10> (x)
+  a = GRU <hidden_size = 5> (half, w, r)
+  b = GRU <hidden_size = 5, direction = "reverse"> (half, w, r)
+}
+"""
+
+
+def test_two_grus_on_the_same_features_share_one_product() -> None:
+    model = onnx.parser.parse_model(GRUS)
+    rng = np.random.default_rng(1)
+    for name, shape in (("w", (1, 15, 4)), ("r", (1, 15, 5))):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(rng.normal(size=shape).astype(np.float16), name))
+    graph = ir.serde.deserialize_model(onnx.shape_inference.infer_shapes(model))
+    hold_casts_before_gru(graph.graph)
+    after = ir.serde.serialize_model(graph)
+    onnx.checker.check_model(after, full_check=True)
+    assert [node.op_type for node in after.graph.node] == ["Cast", "Mul", "GRU", "GRU"]
+    assert [node.input[0] for node in after.graph.node[2:]] == ["half.held.output"] * 2

@@ -16,7 +16,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 from fourphase.calibration.blocks import BLOCK_KEY, Policy, block_names, node_blocks, with_outputs
 from fourphase.calibration.calibration_set import CalibrationSet
-from fourphase.calibration.qdq import int8_policy, quantizable_values, quantized_model
+from fourphase.calibration.qdq import default_int8_policy, int8_policy, quantizable_values, quantized_model
 from fourphase.calibration.scales import Scales, collect_histograms, scales_from
 from fourphase.calibration.typed import typed_model
 from fourphase.runtime.errors import ModelIncompatible, UsageError
@@ -340,3 +340,17 @@ def test_nvidias_builder_takes_it_with_fp16_around(everything: bool) -> None:
     options = BuildOptions(compute_capabilities=("8.9",))
     built = build_engine(EngineSource(quantized.SerializeToString(), "int8"), "tensorrt-rtx", options)
     assert len(built.plan) > 10_000
+
+
+def test_the_default_policy_of_a_graph_is_that_of_its_blocks() -> None:
+    model = onnx.load_model_from_string(exported_small())
+    assert default_int8_policy(model) == int8_policy(set(node_blocks(model).values()))
+    # Called as a foreign network's, it may name only blocks with a layer that is worth quantizing.
+    for node in model.graph.node:
+        (entry,) = (entry for entry in node.metadata_props if entry.key == BLOCK_KEY)
+        entry.value = "head/logits" if entry.value == "head" else entry.value.replace("/", ".")
+    named = {name for name, precision in default_int8_policy(model).rules if precision == "int8"}
+    blocks = node_blocks(model)
+    weighted = {blocks[node.name] for node in model.graph.node if node.op_type in ("Conv", "Gemm", "MatMul")}
+    assert {"stage2.PV", "stage4.NC"} <= named <= weighted
+    assert weighted < set(blocks.values())

@@ -185,3 +185,23 @@ def test_a_poisoned_block_is_found_named_and_cured_by_fp32(model: onnx.ModelProt
     assert not np.isfinite(rounding_session(everywhere)(study)["logits"]).all()
     policy = Policy.of({"*": "fp16", **dict.fromkeys(overflowing_blocks(report), "fp32")})
     np.testing.assert_allclose(rounding_session(typed_model(model, policy))(study)["logits"], clean, atol=0.01)
+
+
+def test_a_product_with_a_vector_is_one_sum() -> None:
+    weights = {"v": np.array([1, -2, 3], np.float32)}
+    model = block_graph("(float[2, 3] x) => (float[2] y) { y = MatMul(x, v) }", {"y": "head"}, weights)
+    (entry,) = block(audit_ranges(model, [np.array([[0.5, 4, 1], [1, 1, -1]], np.float32)]), "head").sums
+    assert (entry.operator, entry.terms) == ("MatMul", 3)
+    assert entry.magnitude == pytest.approx(4 * (1 + 2 + 3))
+
+
+def test_a_block_that_only_counts_with_integers_holds_nothing_that_could_overflow() -> None:
+    text = """(float[n] x) => (float[n] y) <int64[1] one = {1}>
+    { s = Shape(x)  k = Mul(s, one)  r = Reshape(x, k)  y = Exp(r) }"""
+    model = block_graph(text, {"s": "head", "k": "sizes", "r": "head", "y": "head"})
+    report = audit_ranges(model, [np.ones(2, np.float32)])
+    assert block(report, "sizes").values == ()
+    assert overflowing_blocks(report) == set()
+    rows = {row["block"]: row for row in json.loads(json.dumps(report.to_dict(), allow_nan=False))["blocks"]}
+    row = rows["sizes"]
+    assert (row["overflows"], row["peak"], row["headroom"], row["lost"]) == (False, 0, None, 0)

@@ -15,12 +15,14 @@ import torch
 
 from fourphase.benchmarks.networks import BASELINES, TINY
 from fourphase.calibration.blocks import block_names, node_blocks
+from fourphase.calibration.gates import Acceptance
 from fourphase.engine.build import build_engine
 from fourphase.engine.bundle import model_of
 from fourphase.engine.options import BuildOptions
 from fourphase.engine.plans import sources_of
 from fourphase.export.build import build_bundle
 from fourphase.export.build_request import BuildRequest
+from fourphase.export.search_bundle import SearchRequest, held_blocks, search_bundle
 from fourphase.export.verify import verify_bundle
 from fourphase.runtime import flavour
 from fourphase.runtime.backends import choose_backend
@@ -194,3 +196,34 @@ def test_an_unrolled_gru_is_no_other_network() -> None:
     wanted = torch_logits("stic", study)
     found = choose_backend(bundle, "onnxruntime", precision="fp16").backend.infer(study).logits
     assert np.abs(found - wanted).max() <= FAR["fp16"] * np.ptp(wanted)
+
+
+def test_a_gru_that_is_not_there_is_not_said_to_be_unrolled(tmp_path: Path) -> None:
+    name = "resnet3d-18-s222"
+    weights, config = write_weights(tmp_path / "w.safetensors", tiny_baseline(name)), tmp_path / "net.toml"
+    config.write_text(f'[network]\nname = "{name}"\n[preprocessing]\nsize = [8, 32, 32]\n')
+    request = BuildRequest(precision="fp32", target="none", config=config, model=FACTORY, gru="unrolled")
+    report = build_bundle(weights, tmp_path / "b", request).report
+    assert report["gru"] == {"form": "none", "reason": "the network has no GRU"}
+    unrolled = json.loads((place() / "unrolled.bundle" / "report.json").read_bytes())
+    assert unrolled["gru"] == {"form": "unrolled", "reason": "asked for"}
+
+
+def test_a_search_holds_what_rounding_hurts_by_name() -> None:
+    blocks = ("stem/input", "layers.0", "layers.0/norm", "layers.0/softmax", "gru/recurrence", "head/logits")
+    kept = ("gru/recurrence", "head/logits", "layers.0/norm", "layers.0/softmax")
+    assert held_blocks(blocks, {"layers.0"}) == tuple(sorted((*kept, "layers.0")))
+    # Of ours, only what does not fit into FP16: its search decides over gates, GRU and heads.
+    assert held_blocks(("stem/NC", "gate1.channel/NC", "gru", "head"), {"stem/NC"}) == ("stem/NC",)
+
+
+def test_a_search_lowers_no_part_that_stays_fp32(tmp_path: Path) -> None:
+    limits = Acceptance(min_sqnr_db=0.0, max_flips=99, max_auc_drop=1.0)
+    request = SearchRequest(place() / "calibration", limits=limits, target="none")
+    outcome = search_bundle(built("stic").path, tmp_path / "b", request)
+    assert outcome.result.held == ("gru/recurrence", "head/logits")
+    precisions = outcome.bundle.models[outcome.report["precision"]].blocks
+    assert {precisions[block] for block in outcome.result.held} == {"fp32"}
+    assert "int8" in precisions.values()
+    tried = {(row.group, row.precision) for row in outcome.result.sensitivities}
+    assert not {("gru", "int8"), ("head", "int8")} & tried, "what pays there is held"

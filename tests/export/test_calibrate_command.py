@@ -167,6 +167,8 @@ def test_a_checkpoints_preprocessing_is_taken_unless_a_configuration_overrides_i
         (["--cases", "{root}/cases.csv", "--box", "box.json"], "studies_given_twice"),
         (["{root}/studies", "--box", "box.json", "--box", "box.json"], "boxes_do_not_match"),
         (["{root}/studies", "--bundle", "x"], "model_given_twice"),
+        (["{root}/studies", "--model", "a:b"], "model_given"),
+        (["{root}/studies", "--checkpoint", "x.onnx", "--model", "a:b"], "model_given"),
         (["{root}/studies", "--exclude", "{tmp}/set"], "output_excluded"),
         (["{root}/studies", "--plot", "hu.jpg"], "suffix"),
         (["{root}/studies", "--plot", "{tmp}/set/hu.png"], "plot_in_set"),

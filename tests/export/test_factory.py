@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from fourphase.export.checkpoint import load_checkpoint
+from fourphase.export.checkpoint import Checkpoint, load_checkpoint
 from fourphase.export.factory import network_from_factory
+from fourphase.export.module_outputs import run_once
 from fourphase.export.source import load_source
 from fourphase.runtime.errors import ExportRefused, FourphaseError, ModelIncompatible, UsageError
 from tests.support.any_network import tiny_baseline, write_weights
@@ -46,9 +49,103 @@ def test_a_factory_gets_the_network_table() -> None:
 
 def test_a_factory_beside_the_checkpoint_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "beside_me.py").write_text("from torch import nn\n\n\ndef make():\n    return nn.Linear(1, 7)\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.path", [entry for entry in __import__("sys").path if entry])
+    go_to(tmp_path, monkeypatch)
     assert network_from_factory("beside_me:make", {}).get_parameter("weight").shape == (7, 1)
+
+
+def go_to(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a console command runs there: the folder is not searched by itself."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.path", [entry for entry in sys.path if entry])
+
+
+def test_a_factory_may_import_its_neighbours_when_it_is_called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lazy_factory.py").write_text("def make():\n    import lazy_part\n\n    return lazy_part.network()\n")
+    (tmp_path / "lazy_part.py").write_text("from torch import nn\n\n\ndef network():\n    return nn.Linear(2, 3)\n")
+    go_to(tmp_path, monkeypatch)
+    assert network_from_factory("lazy_factory:make", {}).get_parameter("weight").shape == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "kind", "key"),
+    [
+        ("exits_at_once", "raise SystemExit(0)\n", UsageError, "factory_unknown"),
+        ("exits_later", "def make():\n    raise SystemExit(0)\n", ExportRefused, "factory_failed"),
+    ],
+)
+def test_code_that_exits_is_an_error(
+    name: str, text: str, kind: type[FourphaseError], key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"{name}.py").write_text(text)
+    go_to(tmp_path, monkeypatch)
+    with pytest.raises(kind, match="SystemExit: 0") as caught:
+        network_from_factory(f"{name}:make", {})
+    assert caught.value.key == key
+
+
+def test_a_network_that_exits_is_an_error() -> None:
+    class Exits(nn.Module):
+        def forward(self, study: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(0)
+
+    with pytest.raises(ExportRefused, match="SystemExit: 0"):
+        run_once(Exits(), torch.zeros(1))
+
+
+def test_what_a_factory_prints_goes_to_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "talks.py").write_text(
+        "from torch import nn\n\nprint('imported')\n\n\nclass Talks(nn.Module):\n"
+        "    def forward(self, study):\n        print('running')\n        return study\n\n\n"
+        "def make():\n    print('made')\n    return Talks()\n"
+    )
+    go_to(tmp_path, monkeypatch)
+    run_once(network_from_factory("talks:make", {}), torch.zeros(1))
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.split() == ["imported", "made", "running"]
+
+
+class Pooled(nn.Module):
+    """A network whose part is called as DistributedDataParallel calls what it wraps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.module = nn.Linear(3, 2)
+
+    def forward(self, study: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.module(study.mean(dim=(1, 2, 4, 5)))
+        return found
+
+
+def pooled_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: dict[str, torch.Tensor], dtype: torch.dtype
+) -> Checkpoint:
+    """The weights `state` in a Pooled that its factory makes in `dtype`."""
+    monkeypatch.setattr(f"{HERE}.tiny_baseline", lambda: Pooled().to(dtype))
+    save_file(state, tmp_path / "pooled.safetensors")
+    return load_checkpoint(tmp_path / "pooled.safetensors", None, f"{HERE}:tiny_baseline")
+
+
+WEIGHTS = {"module.weight": torch.linspace(-1, 1, 6).reshape(2, 3) / 3, "module.bias": torch.tensor([0.1, -0.7])}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_part_called_module_is_no_wrapper(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = {f"{prefix}{key}": value for key, value in WEIGHTS.items()}
+    loaded = pooled_from(tmp_path, monkeypatch, state, torch.float32)
+    assert torch.equal(loaded.network.get_parameter("module.weight"), WEIGHTS["module.weight"])
+    assert loaded.notes == ((f"removed the prefix {prefix!r} from every key",) if prefix else ())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_factorys_dtype_does_not_round_the_weights(
+    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = pooled_from(tmp_path, monkeypatch, WEIGHTS, dtype).network
+    for name, value in WEIGHTS.items():
+        assert torch.equal(network.get_parameter(name), value)
 
 
 @pytest.fixture
@@ -97,8 +194,6 @@ def test_a_model_table_is_not_for_our_network(weights: Path, config: Path) -> No
 def test_a_file_never_names_a_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint that asks for code gets an error about its tables, and nothing is imported."""
     import json
-
-    from safetensors.torch import save_file
 
     def forbidden(*arguments: Any) -> None:
         raise AssertionError("a factory was imported")

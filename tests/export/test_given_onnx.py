@@ -20,11 +20,11 @@ import torch
 from fourphase.calibration.blocks import block_names, node_blocks
 from fourphase.export.build import build_bundle, verified_onnx
 from fourphase.export.build_request import BuildRequest
-from fourphase.export.given_onnx import GIVEN, block_of_node, load_given_onnx
-from fourphase.export.verify import verify_bundle
+from fourphase.export.given_onnx import GIVEN, block_of_node, given_baseline, load_given_onnx, model_of_given
+from fourphase.export.verify import verify_bundle, verify_onnx
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.errors import ModelIncompatible, ParityFailed, UsageError
-from tests.support.any_network import tiny_baseline
+from tests.support.any_network import FACTORY, tiny_baseline, write_weights
 from tests.support.networks import random_study
 
 CONFIG = "[preprocessing]\nsize = [8, 32, 32]\n"
@@ -138,6 +138,16 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
     model.opset_import.add(domain="com.example", version=1)
 
 
+def _half(model: onnx.ModelProto) -> None:
+    model.graph.node.add(op_type="Cast", name="half", input=["study"], output=["x"]).attribute.append(
+        onnx.helper.make_attribute("to", onnx.TensorProto.FLOAT16)
+    )
+
+
+def _quantized(model: onnx.ModelProto) -> None:
+    model.graph.node.add(op_type="QuantizeLinear", name="int8", input=["study", "s"], output=["x"])
+
+
 @pytest.mark.parametrize(
     ("doctor", "cause"),
     [
@@ -147,6 +157,8 @@ def _foreign_operator(model: onnx.ModelProto) -> None:
         (_old, "opset is 17"),
         (_foreign_operator, r"com\.example"),
         (_loop, "If cannot be optimised"),
+        (_half, "Cast: the graph is lowered already"),
+        (_quantized, "QuantizeLinear: the graph is lowered already"),
     ],
 )
 def test_what_is_not_the_contracts_is_refused(
@@ -203,3 +215,51 @@ def test_a_file_that_is_no_onnx(tmp_path: Path) -> None:
 def test_blocks_from_what_exporters_leave(name: str, scopes: list[str] | None, block: str) -> None:
     metadata = {} if scopes is None else {"pkg.torch.onnx.name_scopes": repr(scopes)}
     assert block_of_node(ir.node("Relu", [], name=name, metadata_props=metadata)) == block
+
+
+#: Says [batch, ...] outside, and is for two studies inside; or does not fit together at all.
+BAKED = """
+<ir_version: 9, opset_import: ["": 20]>
+g (float[batch, 4, 8, 3, 32, 32] study) => (float[batch, 2] logits) <int64[2] flat = {ROWS, 98304}>
+{ rows = Reshape(study, flat)  logits = MatMul(rows, w) }
+"""
+
+
+@pytest.mark.parametrize(
+    ("rows", "width", "cause"), [(2, 98304, "run the model on 3 studies at once"), (-1, 98303, "load the model")]
+)
+def test_a_model_that_onnx_runtime_cannot_run(rows: int, width: int, cause: str, config: Path, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(BAKED.replace("ROWS", str(rows)))
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((width, 2), np.float32), "w"))
+    onnx.save(model, tmp_path / "baked.onnx")
+    given = load_given_onnx(tmp_path / "baked.onnx", config)
+    with pytest.raises(ModelIncompatible, match=f"ONNX Runtime cannot {cause}: ..") as caught:
+        given_baseline(given).run(random_study(3))
+    assert (caught.value.code, caught.value.key) == (20, "onnx_not_runnable")
+
+
+def test_notes_of_an_exporter_that_cannot_be_read(exported: bytes, config: Path, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(exported)
+    model.graph.node[0].metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['layer1'")
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(ModelIncompatible) as caught:
+        model_of_given(load_given_onnx(tmp_path / "model.onnx", config))
+    assert caught.value.key == "onnx_unsupported"
+
+
+def test_nothing_of_the_exporting_machine_is_shipped(exported: bytes, config: Path, tmp_path: Path) -> None:
+    model = onnx.load_model_from_string(exported)
+    for holder in (model, model.graph, model.graph.node[0], model.graph.input[0], model.graph.initializer[0]):
+        holder.metadata_props.add(key="origin", value="/somewhere/of/mine.py")
+    onnx.save(model, tmp_path / "model.onnx")
+    shipped = model_of_given(load_given_onnx(tmp_path / "model.onnx", config)).SerializeToString()
+    assert b"mine.py" not in shipped
+
+
+def test_a_cleaned_graph_is_verified_against_the_weights_too(given: Path, config: Path, tmp_path: Path) -> None:
+    """Its blocks are called as its own exporter called them, so only the outputs are compared."""
+    onnx.save(verified_onnx(load_given_onnx(given, config)).model, tmp_path / "clean.onnx")
+    weights, net = write_weights(tmp_path / "w.safetensors", tiny_baseline(NAME)), tmp_path / "model.toml"
+    net.write_text(f'[network]\nname = "{NAME}"\n{CONFIG}')
+    report = verify_onnx(tmp_path / "clean.onnx", weights, net, FACTORY)
+    assert {(row["block"], row["passed"]) for row in report["parity"]["rows"]} == {("logits", True)}

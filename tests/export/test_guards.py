@@ -10,7 +10,8 @@ import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 
-from fourphase.export.guards import check_graph, require_clean
+from fourphase.export.guards import check_any_graph, check_graph, require_clean
+from fourphase.export.interface import interface_from_config
 from fourphase.export.network import FourPhaseNet
 from fourphase.export.pass_unroll_gru import unroll_gru
 from fourphase.runtime.errors import ParityFailed
@@ -136,3 +137,29 @@ def test_the_gates_products_are_merged(model: onnx.ModelProto, network: FourPhas
     """Two products per gate and one per head instead of four: the pass ran as part of the export."""
     gates = len(network.config.ipm_stages) * network.config.count
     assert sum(node.op_type == "Gemm" for node in model.graph.node) == 2 * gates + network.config.count + 1
+
+
+@pytest.mark.parametrize(
+    ("op_type", "attributes"),
+    [
+        ("Cast", {"to": onnx.TensorProto.FLOAT16}),
+        ("Cast", {"to": onnx.TensorProto.BFLOAT16}),
+        *((name, {}) for name in ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "QLinearConv")),
+        *((name, {}) for name in ("QLinearMatMul", "ConvInteger", "MatMulInteger")),
+    ],
+)
+def test_what_was_lowered_before_is_no_fp32_graph(
+    model: onnx.ModelProto, network: FourPhaseNet, op_type: str, attributes: dict[str, int]
+) -> None:
+    model.graph.node.append(helper.make_node(op_type, ["study"], ["stray"], name="stray"))
+    model.graph.node[-1].attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+    assert set(guards(model, network)) == {"not_fp32"}
+    interface = interface_from_config(network.config)
+    for of_module in (True, False):
+        found = check_any_graph(model, interface, SMALL, of_module=of_module)
+        assert [(finding.guard, finding.node) for finding in found] == [("not_fp32", "stray")]
+
+
+def test_other_casts_are_fp32s_own(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    model.graph.node.append(helper.make_node("Cast", ["study"], ["stray"], name="stray", to=onnx.TensorProto.INT64))
+    assert guards(model, network) == {}

@@ -10,10 +10,11 @@ import torch
 
 from fourphase.calibration.blocks import block_names, node_blocks
 from fourphase.export.guards import check_graph
+from fourphase.export.interface import Interface
 from fourphase.export.network import FourPhaseNet
-from fourphase.export.onnx_export import onnx_from_network
+from fourphase.export.onnx_export import onnx_from_module, onnx_from_network
 from fourphase.export.parity import measure_parity
-from fourphase.runtime.errors import EnvironmentFault
+from fourphase.runtime.errors import EnvironmentFault, ExportRefused
 from tests.support.networks import SMALL, random_study, small_network
 
 
@@ -83,3 +84,25 @@ def test_an_exporter_known_to_be_wrong_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("fourphase.export.onnx_export.version", lambda name: "0.7.0")
     with pytest.raises(EnvironmentFault, match="linear_before_reset"):
         onnx_from_network(small_network(), SMALL)
+
+
+class Branching(torch.nn.Module):
+    """Asks a value which way to go: torch.export cannot."""
+
+    def forward(self, study: torch.Tensor) -> torch.Tensor:
+        print("chatter")
+        pooled = study.mean(dim=(2, 3, 4, 5))[:, :2]
+        return pooled if float(pooled.sum()) > 0 else -pooled
+
+
+def test_a_failed_export_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ExportRefused, match="PyTorch could not export the network: ") as caught:
+        onnx_from_module(Branching(), Interface(outputs=("logits",)), SMALL)
+    cause = caught.value.__cause__
+    assert cause is not None
+    assert cause.__cause__ is not None, "the exporter no longer wraps what stopped it"
+    assert str(cause.__cause__).strip().splitlines()[0] in caught.value.message
+    assert "Failed to export the model" not in caught.value.message
+    shown = capsys.readouterr()
+    assert "chatter" in shown.err
+    assert shown.out == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -10,7 +11,7 @@ import pytest
 from onnx import numpy_helper
 
 from fourphase.export.network import FourPhaseNet
-from fourphase.export.parity import compare, measure_parity, require_parity
+from fourphase.export.parity import compare, measure_parity, parity_with, require_parity, torch_baseline
 from fourphase.runtime.errors import ParityFailed
 from tests.support.networks import random_study
 
@@ -101,3 +102,24 @@ def test_what_is_left_of_a_closed_gate_is_measured_against_an_open_one() -> None
     assert not compare("stage4/ART", reference, value, 1, 1e-3).passed
     open_gate = np.full((1, 1, 4, 4), 0.5, np.float32)
     assert not compare("gate4.spatial/ART", open_gate, open_gate + np.float32(6e-4), 1, 1e-3).passed
+
+
+def test_a_block_that_the_network_does_not_have_is_named(model: onnx.ModelProto, network: FourPhaseNet) -> None:
+    baseline = torch_baseline(network)
+    other = replace(baseline, blocks=lambda study: {k: v for k, v in baseline.blocks(study).items() if k != "conv1d"})
+    with pytest.raises(ParityFailed, match="block conv1d that the checkpoint's network does not have") as caught:
+        parity_with(other, model, random_study(3))
+    assert caught.value.key == "parity_blocks"
+
+
+def test_what_the_network_prints_is_not_the_commands_output(
+    model: onnx.ModelProto, network: FourPhaseNet, capsys: pytest.CaptureFixture[str]
+) -> None:
+    handle = network.register_forward_pre_hook(lambda module, inputs: print("chatter"))
+    try:
+        measure_parity(network, model, random_study(3))
+    finally:
+        handle.remove()
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("chatter") == 2  # outputs and blocks

@@ -391,7 +391,10 @@ def test_no_text_of_a_report_becomes_markup(whole: Report) -> None:
 def test_blocks_that_the_search_held_are_named(whole: Report) -> None:
     found = {**whole["search"], "held": ["stage3/NC", "gru"]}
     text = Page(report_html({"search": found})).text
-    assert "Held in FP32, because FP16 cannot hold them: stage3/NC, gru." in text
+    assert (
+        "Held in FP32 by name, as FP16 cannot hold them or the default policies keep them there: stage3/NC, gru."
+        in text
+    )
     assert f"Chosen: stem fp16, otherwise fp32. Its cost is {found['cost_relative_to_fp32']:.3f} of FP32's." in text
     assert f"On 20 studies: SQNR {sqnr(0.01):.1f} dB, 0 flipped decisions, AUC not judged." in text
 
