@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +26,7 @@ _STATE = (
     "temperature.gpu",
 )  # fmt: skip
 _CPUINFO = Path("/proc/cpuinfo")
+_DEVICE_TREE = Path("/proc/device-tree/model")
 
 
 def describe_machine(save: Save) -> Outcome:
@@ -62,8 +64,22 @@ def _cpu_name() -> str | None:
         lines = _CPUINFO.read_text().splitlines()
     except OSError:
         return None
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else None
+    facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in reversed(lines))}
+    return facts.get("model name") or _board_name() or _arm_part(facts)
+
+
+def _board_name() -> str | None:
+    """What an ARM board calls itself, such as "NVIDIA Jetson AGX Orin Developer Kit"."""
+    try:
+        return _DEVICE_TREE.read_text(encoding="ascii", errors="replace").strip("\0 \n") or None
+    except OSError:
+        return None
+
+
+def _arm_part(facts: Mapping[str, str]) -> str | None:
+    """On ARM the kernel gives numbers, no name: "CPU 0x41/0xd0c", implementer and part."""
+    numbers = [facts.get(name) for name in ("CPU implementer", "CPU part")]
+    return f"CPU {numbers[0]}/{numbers[1]}" if all(numbers) else None
 
 
 def _version(package: str) -> str | None:
@@ -74,8 +90,11 @@ def _version(package: str) -> str | None:
 
 
 def _torch_view() -> dict[str, Any]:
-    """What torch was built with and what it sees."""
-    import torch
+    """What torch was built with and what it sees; a version of null where it is not installed."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return {"version": None}
 
     view: dict[str, Any] = {
         "version": torch.__version__,

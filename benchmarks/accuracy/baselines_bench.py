@@ -7,8 +7,8 @@ they are apart here, is what this shows. It says nothing about patients, and lit
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,6 @@ from fourphase.benchmarks.networks import NETWORKS, OURS
 from fourphase.benchmarks.phantoms.phantom import KINDS
 from fourphase.calibration.metrics import Interval, auc_difference, scores_of
 from fourphase.calibration.roc import auc
-from fourphase.runtime.console import progress
 
 __all__ = ["NOTES", "REFERENCE", "SYNTHETIC", "BaselineRow", "BaselinesResult", "judged_rows", "measure_baselines"]
 
@@ -39,6 +38,7 @@ NOTES = (
     "scores are pooled over the folds, whose networks differ in scale; auc_of_folds is free of that",
     ECE_NOTE,
     "mexpale has no clinical values: zeros, as of the average patient",
+    "our networks also learn from each phase's own logits (the loss of the paper); the baselines have none",
 )
 
 
@@ -131,39 +131,74 @@ class BaselinesResult:
 
 
 def measure_baselines(
-    plan: CrossPlan, names: Sequence[str] = (), *, workers: int = 1, quick: bool = False
+    plan: CrossPlan,
+    names: Sequence[str] = (),
+    *,
+    workers: int = 1,
+    quick: bool = False,
+    ended: Callable[[BaselinesResult], None] | None = None,
 ) -> BaselinesResult:
     """Trains and judges networks of `NETWORKS`, all if none is named; each once, in that order.
 
     Args:
         workers: trainings at once, see `cross_validate`.
         quick: marks the result as a rehearsal.
+        ended: told after each network of the result so far.
 
-    Raises: UsageError (2, network_unknown).
+    Raises: UsageError (2, network_unknown); EnvironmentFault (24, worker_died) if a training's process was killed.
     """
     started = time.perf_counter()
-    studies, runs = cross_validate(list(dict.fromkeys(names)) or list(NETWORKS), plan, workers)
-    rows = judged_rows(runs, studies)
-    return BaselinesResult(plan, quick, workers, rows, studies.truth, time.perf_counter() - started)
+    rows = _Rows()
+
+    def result_of(studies: Studies) -> BaselinesResult:
+        seconds = time.perf_counter() - started
+        return BaselinesResult(plan, quick, workers, rows.of(asked), studies.truth, seconds)
+
+    def keep(run: NetworkRun, studies: Studies) -> None:
+        rows.add(run, studies.truth)
+        if ended is not None:
+            ended(result_of(studies))
+
+    asked = list(dict.fromkeys(names)) or list(NETWORKS)
+    studies, _ = cross_validate(asked, plan, workers, keep)
+    return result_of(studies)
 
 
 def judged_rows(runs: Sequence[NetworkRun], studies: Studies) -> tuple[BaselineRow, ...]:
     """A row for every run, also for those without scores."""
-    reference = next((run.logits for run in runs if run.network == REFERENCE), None)
-    with progress("judging", len(runs)) as advance:
-        rows = []
-        for run in runs:
-            rows.append(_judged(run, studies.truth, reference))
-            advance(1)
-    return tuple(rows)
+    rows = _Rows()
+    for run in runs:
+        rows.add(run, studies.truth)
+    return rows.of([run.network for run in runs])
 
 
-def _judged(run: NetworkRun, truth: NDArray[np.bool_], reference: Floats | None) -> BaselineRow:
+class _Rows:
+    """Rows of the networks that are through; those before four-phase get their difference from it when it is."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, BaselineRow] = {}
+
+    def add(self, run: NetworkRun, truth: NDArray[np.bool_]) -> None:
+        self._rows[run.network] = _judged(run, truth)
+        reference = self._rows.get(REFERENCE)
+        if reference is not None and reference.run.logits is not None:
+            self._rows = {name: _against(row, reference.run.logits, truth) for name, row in self._rows.items()}
+
+    def of(self, asked: Sequence[str]) -> tuple[BaselineRow, ...]:
+        """In the order of the networks asked for."""
+        return tuple(self._rows[name] for name in asked if name in self._rows)
+
+
+def _judged(run: NetworkRun, truth: NDArray[np.bool_]) -> BaselineRow:
     if run.logits is None:
         return BaselineRow(run, None, (), None)
-    difference = None
-    if reference is not None and run.network != REFERENCE:
-        difference = auc_difference(reference, run.logits, truth)
     scores, folds = scores_of(run.logits), [run.fold == number for number in np.unique(run.fold)]
     of_folds = tuple(auc(scores[own], truth[own]) for own in folds)
-    return BaselineRow(run, judgement_of(run.logits, truth), of_folds, difference)
+    return BaselineRow(run, judgement_of(run.logits, truth), of_folds, None)
+
+
+def _against(row: BaselineRow, reference: Floats, truth: NDArray[np.bool_]) -> BaselineRow:
+    """The row with its difference from four-phase, unless it has it, or there is none."""
+    if row.run.logits is None or row.run.network == REFERENCE or row.against_four_phase is not None:
+        return row
+    return replace(row, against_four_phase=auc_difference(reference, row.run.logits, truth))

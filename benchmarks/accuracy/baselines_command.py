@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ import typer
 
 from fourphase.benchmarks.accuracy.cli import JsonOption, PlotOption, QuietOption, SeedOption, print_table, set_up
 from fourphase.benchmarks.guarded_steps import Outcome, Save
+from fourphase.runtime.console import stdout_checked
 
 if TYPE_CHECKING:
     from fourphase.benchmarks.accuracy.baselines_bench import BaselineRow, BaselinesResult
@@ -58,34 +59,40 @@ def baselines(
         from fourphase.benchmarks.accuracy.baselines_plot import plot_baselines
 
         plot_baselines(result, plot)
-    if not json_output:
-        _print(result)
-    print(json.dumps(result.to_dict(), allow_nan=False))
+    body = result.to_dict()
+    with stdout_checked():
+        if not json_output:
+            _print(result)
+        print(json.dumps(body, allow_nan=False))
 
 
 def baselines_step(
     save: Save, *, quick: bool, network: Sequence[str] = (), workers: int | None = None, **changes: int | float | None
 ) -> Outcome:
-    """The command as a step of the report; nothing is saved before its end.
+    """The command as a step of the report; what is there is saved after each network.
 
     Args:
         network: names of the registry; () is all.
         changes: `count`, `folds`, `epochs`, `difficulty`, `seed` of the plan; None leaves the default.
     """
-    result = _measured(quick, network, workers, **changes).to_dict()
-    save(result)
-    return Outcome("ok", result=result)
+    result = _measured(quick, network, workers, lambda so_far: save(so_far.to_dict()), **changes)
+    return Outcome("ok", result=result.to_dict())
 
 
 def _measured(
-    quick: bool, network: Sequence[str], workers: int | None, **changes: int | float | None
+    quick: bool,
+    network: Sequence[str],
+    workers: int | None,
+    ended: Callable[[BaselinesResult], None] | None = None,
+    **changes: int | float | None,
 ) -> BaselinesResult:
     from fourphase.benchmarks.accuracy.baselines_bench import measure_baselines
     from fourphase.benchmarks.accuracy.cross_plan import FULL, QUICK
 
     given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
     plan = replace(QUICK if quick else FULL, **given)
-    return measure_baselines(plan, network, workers=workers or len(os.sched_getaffinity(0)), quick=quick)
+    at_once = workers or len(os.sched_getaffinity(0))
+    return measure_baselines(plan, network, workers=at_once, quick=quick, ended=ended)
 
 
 def _print(result: BaselinesResult) -> None:

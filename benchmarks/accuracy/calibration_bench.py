@@ -28,7 +28,7 @@ from fourphase.calibration.evaluation import Run, evaluate, fp32_session, litera
 from fourphase.calibration.gates import DEFAULTS, Verdict, judge
 from fourphase.calibration.lowering import blocks_of, lowered_model
 from fourphase.calibration.metrics import Interval, bootstrap, sqnr_db
-from fourphase.calibration.qdq import int8_policy, quantizable_values
+from fourphase.calibration.qdq import default_int8_policy, quantizable_values
 from fourphase.calibration.scales import ActivationHistograms, growing_histograms, scales_from
 from fourphase.calibration.thresholds import ALGORITHMS
 from fourphase.runtime.bundle import load_bundle
@@ -157,7 +157,7 @@ def measure_calibration(
     started = time.perf_counter()
     positives = positives_among(evaluation, subject.classes)
     model = onnx.load_model_from_string(subject.onnx)
-    policy = int8_policy(blocks_of(model))
+    policy = default_int8_policy(model)
     policy.check(blocks_of(model))
     names = quantizable_values(model, policy)
     histograms = growing_histograms(subject.onnx, names, calibration, counts)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fourphase.runtime.console import be_quiet, say_errors_as_json
+from fourphase.runtime.console import be_quiet, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def accuracy(
         from fourphase.benchmarks.accuracy.plot import plot_accuracy
 
         plot_accuracy(result, plot)
-    if not json_output:
-        _print_accuracy(result)
-    print(json.dumps(result.to_dict(), allow_nan=False))
+    with stdout_checked():
+        if not json_output:
+            _print_accuracy(result)
+        print(json.dumps(result.to_dict(), allow_nan=False))
 
 
 def calibration(
@@ -102,9 +103,10 @@ def calibration(
         from fourphase.benchmarks.accuracy.plot import plot_calibration
 
         plot_calibration(result, plot)
-    if not json_output:
-        _print_calibration(result)
-    print(json.dumps(result.to_dict(), allow_nan=False))
+    with stdout_checked():
+        if not json_output:
+            _print_calibration(result)
+        print(json.dumps(result.to_dict(), allow_nan=False))
 
 
 def set_up(json_output: bool, quiet: bool, plot: Path | None) -> None:

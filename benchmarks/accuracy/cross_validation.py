@@ -6,8 +6,9 @@ best of the same few, chosen on phantoms of their own. What the scores are worth
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -51,14 +52,20 @@ class NetworkRun:
     seconds_training: float
 
 
-def cross_validate(names: Sequence[str], plan: CrossPlan, workers: int) -> tuple[Studies, tuple[NetworkRun, ...]]:
+def cross_validate(
+    names: Sequence[str],
+    plan: CrossPlan,
+    workers: int,
+    ended: Callable[[NetworkRun, Studies], None] | None = None,
+) -> tuple[Studies, tuple[NetworkRun, ...]]:
     """Renders the phantoms once, chooses every network's rate, and scores every phantom out of fold.
 
     Args:
         names: of `NETWORKS`.
         workers: trainings at once, each in a process of its own; 1 trains in this process.
+        ended: told of each network as soon as its last fold is through.
 
-    Raises: UsageError (2, network_unknown).
+    Raises: UsageError (2, network_unknown); EnvironmentFault (24, worker_died) if a training's process was killed.
     """
     unknown = [name for name in names if name not in NETWORKS]
     if unknown:
@@ -68,7 +75,12 @@ def cross_validate(names: Sequence[str], plan: CrossPlan, workers: int) -> tuple
     with progress("rendering phantoms", plan.count + plan.tuning) as advance:
         tuning, studies = (rendered(plan.phantoms(purpose), advance) for purpose in ("tuning", "folds"))
     chosen = choose_rates(names, tuning, plan, workers)
-    return studies, out_of_fold(chosen, studies, plan, workers)
+    told = None if ended is None else partial(_told, ended, studies)
+    return studies, out_of_fold(chosen, studies, plan, workers, told)
+
+
+def _told(ended: Callable[[NetworkRun, Studies], None], studies: Studies, run: NetworkRun) -> None:
+    ended(run, studies)
 
 
 def folds_of(truth: NDArray[np.bool_], folds: int, seed: int) -> Indices:
@@ -104,18 +116,37 @@ def choose_rates(names: Sequence[str], tuning: Studies, plan: CrossPlan, workers
     return runs
 
 
-def out_of_fold(runs: Sequence[NetworkRun], studies: Studies, plan: CrossPlan, workers: int) -> tuple[NetworkRun, ...]:
-    """The runs with every study's logits, each by the network of the fold that was not trained on it."""
+def out_of_fold(
+    runs: Sequence[NetworkRun],
+    studies: Studies,
+    plan: CrossPlan,
+    workers: int,
+    ended: Callable[[NetworkRun], None] | None = None,
+) -> tuple[NetworkRun, ...]:
+    """The runs with every study's logits, each by the network of the fold that was not trained on it.
+
+    Args:
+        ended: told of each run as soon as its last fold is through; those without a rate come first.
+
+    Raises: EnvironmentFault (24, worker_died) if a training's process was killed.
+    """
     fold = folds_of(studies.truth, plan.folds, plan.seed)
-    jobs = [
-        job for run in runs if run.rate is not None for job in held_out_jobs(run.network, run.rate, studies, fold, plan)
-    ]
-    done = iter(run_jobs(jobs, workers, f"training in {plan.folds} folds"))
-    finished = []
+    finished: dict[str, NetworkRun] = {}
+    by_name = {run.network: run for run in runs}
+
+    def through(name: str, parts: Sequence[Trained]) -> None:
+        finished[name] = _pooled(by_name[name], parts, fold)
+        if ended is not None:
+            ended(finished[name])
+
+    jobs = []
     for run in runs:
-        parts = [next(done) for _ in range(plan.folds)] if run.rate is not None else []
-        finished.append(_pooled(run, parts, fold))
-    return tuple(finished)
+        if run.rate is None:
+            through(run.network, [])
+        else:
+            jobs += held_out_jobs(run.network, run.rate, studies, fold, plan)
+    run_jobs(jobs, workers, f"training in {plan.folds} folds", through)
+    return tuple(finished[run.network] for run in runs)
 
 
 def held_out_jobs(name: str, rate: float, studies: Studies, fold: Indices, plan: CrossPlan) -> list[Job]:

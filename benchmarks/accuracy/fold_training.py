@@ -9,8 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,7 @@ from fourphase.benchmarks.phantoms.phantom import PHASES
 from fourphase.benchmarks.phantoms.rendering import augmented, to_input
 from fourphase.export.network import FourPhaseNet
 from fourphase.runtime.console import note, progress
-from fourphase.runtime.errors import SelfCheckFailed
+from fourphase.runtime.errors import EnvironmentFault, SelfCheckFailed
 
 __all__ = ["Job", "Trained", "run_jobs", "train_one"]
 
@@ -91,18 +92,29 @@ def train_one(job: Job) -> Trained:
     return Trained(logits, status, reason, parameters, time.perf_counter() - started)
 
 
-def run_jobs(jobs: Sequence[Job], workers: int, description: str) -> list[Trained]:
-    """All jobs, in order; a line for each network that is through."""
+def run_jobs(
+    jobs: Sequence[Job], workers: int, description: str, through: Callable[[str, list[Trained]], None] | None = None
+) -> list[Trained]:
+    """All jobs, in order; a line for each network that is through.
+
+    Args:
+        through: told of each network that is through, and of its jobs' ends in their order.
+
+    Raises: EnvironmentFault (24, worker_died) if a process was killed.
+    """
     done: list[Trained] = []
-    seconds: dict[str, float] = defaultdict(float)
+    own: dict[str, list[Trained]] = defaultdict(list)
     left = Counter(job.network for job in jobs)
     with progress(description, len(jobs)) as advance:
         for job, trained in zip(jobs, _results(jobs, min(workers, len(jobs))), strict=True):
             done.append(trained)
-            seconds[job.network] += trained.seconds
+            own[job.network].append(trained)
             left[job.network] -= 1
             if not left[job.network]:
-                note(f"{description}: {job.network} done, {seconds[job.network]:.0f} s of one core")
+                seconds = sum(one.seconds for one in own[job.network])
+                note(f"{description}: {job.network} done, {seconds:.0f} s of one core")
+                if through is not None:
+                    through(job.network, own[job.network])
             advance(1)
     return done
 
@@ -117,6 +129,12 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[Trained]:
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_warm_up) as pool:
         try:
             yield from pool.map(train_one, jobs)
+        except BrokenProcessPool as error:
+            raise EnvironmentFault(
+                "a training's process was killed",
+                "look whether memory suffices, or use fewer --workers",
+                key="worker_died",
+            ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -24,6 +24,7 @@ from fourphase.benchmarks.archive.options import (
     workers_of,
 )
 from fourphase.benchmarks.guarded_steps import Outcome, Save
+from fourphase.benchmarks.places import machine_places, readable
 from fourphase.runtime.console import be_quiet, note, progress, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import FourphaseError, SomeStudiesFailed
 
@@ -91,7 +92,7 @@ def archive_step(
     save: Save, *, quick: bool, bundle: str | None = None, count: int | None = None, rounds: int | None = None,
     ray: str = "local",
 ) -> Outcome:  # fmt: skip
-    """The report's section: phantoms, every split and a local Ray (or why not)."""
+    """The report's section: phantoms, every split and a local Ray (or why not); failed if no way ran a study."""
     options = ArchiveOptions(
         bundle=None if bundle is None else Path(bundle),
         ray=ray,
@@ -99,7 +100,10 @@ def archive_step(
         rounds=rounds or ArchiveOptions.rounds,
         quick=quick,
     )
-    return Outcome("ok", result=run_archive(rehearsed(options) if quick else options))
+    result = run_archive(rehearsed(options) if quick else options)
+    if any(row["status"] == "ok" for row in result["rows"]):
+        return Outcome("ok", result=result)
+    return Outcome("failed", result["rows"][0]["reason"], result)
 
 
 def run_archive(options: ArchiveOptions) -> dict[str, Any]:
@@ -119,7 +123,15 @@ def run_archive(options: ArchiveOptions) -> dict[str, Any]:
             bundle, about = options.bundle, {}
         classes = load_bundle(bundle).classes
         result = _run(options, found, bundle, classes)
-        return result | {"prepared": about} if about else result
+        whole = result | {"prepared": about} if about else result
+        told: dict[str, Any] = readable(whole, _places(options, bundle))
+        return told
+
+
+def _places(options: ArchiveOptions, bundle: Path) -> dict[str, str]:
+    """What error texts may name: the folders that were given, and those of this machine."""
+    given = {"<output>": options.output, "<bundle>": bundle, "<studies>": options.studies}
+    return {str(path.absolute()): name for name, path in given.items() if path is not None} | machine_places()
 
 
 def _run(options: ArchiveOptions, found: Found, bundle: Path, classes: tuple[str, ...]) -> dict[str, Any]:
@@ -129,6 +141,7 @@ def _run(options: ArchiveOptions, found: Found, bundle: Path, classes: tuple[str
     from fourphase.benchmarks.archive.whole import run_whole
     from fourphase.benchmarks.machine import describe_machine
 
+    machine = dict(describe_machine(lambda _: None).result)
     cores = len(usable_cores())
     tasks = tasks_of(found.requests)
     output = "" if options.output is None else str(options.output.absolute())
@@ -144,7 +157,7 @@ def _run(options: ArchiveOptions, found: Found, bundle: Path, classes: tuple[str
     return {
         "schema": SCHEMA,
         "quick": options.quick,
-        "machine": dict(describe_machine(lambda _: None).result),
+        "machine": machine,
         "settings": _settings(options, cores, len(tasks)),
         "studies": len(tasks),
         "phantoms": found.phantoms,
@@ -186,11 +199,17 @@ def _chosen(options: ArchiveOptions, modes: Sequence[Mode], measured: Sequence[M
 def _row_of(run: Mapping[str, Any]) -> dict[str, Any]:
     """The only row where nothing was measured in turns: no reference, so no speedup."""
     known = {name: run[name] for name in ("mode", "workers", "threads_each", "seconds", "studies_per_hour", "backend")}
-    about = {"status": "ok", "reason": "run once, without a reference", "failed": run["totals"]["failed"]}
+    totals = run["totals"]
+    status, reason = "ok", "run once, without a reference"
+    if totals["failed"] and not totals["done"] + totals["skipped"]:
+        status, reason = "failed", "no study was run to its end"
+    about = {"status": status, "reason": reason, "failed": totals["failed"]}
     return {**known, **about, "speedup": None, "efficiency": None}
 
 
 def _settings(options: ArchiveOptions, cores: int, studies: int) -> dict[str, Any]:
+    from fourphase.benchmarks.archive.ray_team import LOCAL
+
     return {
         "protocol": {
             "rounds": options.rounds,
@@ -201,7 +220,8 @@ def _settings(options: ArchiveOptions, cores: int, studies: int) -> dict[str, An
         },
         "threads": cores,
         "workers": options.workers or "auto",
-        "ray": options.ray,
+        # A cluster's address names machines.
+        "ray": options.ray if options.ray in ("", LOCAL) else "cluster",
         "backend": options.backend,
         "precision": options.precision,
     }
@@ -209,8 +229,12 @@ def _settings(options: ArchiveOptions, cores: int, studies: int) -> dict[str, An
 
 def _fail_if_studies_failed(result: dict[str, Any]) -> None:
     """Raises: SomeStudiesFailed (40)."""
-    failed = max([row["failed"] or 0 for row in result["rows"]], default=0)
-    failed = result["run"]["totals"]["failed"] if result["run"] else failed
-    if failed:
-        cause = f"{failed} of {result['studies']} studies failed"
-        raise SomeStudiesFailed(cause, "see the errors above; the other results are complete")
+    run, a_round = result["run"], result["settings"]["protocol"]["studies_per_round"]
+    in_rounds = max([row["failed"] or 0 for row in result["rows"]], default=0)
+    if run is not None and run["totals"]["failed"]:
+        cause = f"{run['totals']['failed']} of {result['studies']} studies failed"
+    elif in_rounds:
+        cause = f"{in_rounds} of the {a_round} studies of a round failed"
+    else:
+        return
+    raise SomeStudiesFailed(cause, "see the errors above; the other results are complete")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from statistics import median
 
 from fourphase.benchmarks.archive.trial import Measured
-from fourphase.benchmarks.latency.ratio import paired_ratio
 
 __all__ = ["explain", "fastest"]
 
@@ -22,20 +21,39 @@ _TOLD = 0.05
 
 
 def fastest(found: Sequence[Measured]) -> Measured | None:
-    """The mode on this machine with the shortest median that runs at all; Ray is not among them."""
-    usable = [one for one in found if one.turns and not one.reason and not one.mode.address]
-    return min(usable, key=lambda one: one.seconds, default=None)
+    """The mode on this machine with the shortest median; Ray is not among them.
+
+    Only one that did the work can be it: with the fewest failed studies, and the results of the first that was
+    measured. None if there is none.
+    """
+    return min(_usable(found), key=lambda one: one.seconds, default=None)
+
+
+def _usable(found: Sequence[Measured]) -> list[Measured]:
+    """The modes of which one can be called the fastest."""
+    reference = next((one for one in found if one.turns), None)
+    here = [one for one in found if one.turns and not one.reason and not one.mode.address and one.done]
+    fewest = min((one.worst.failed for one in here), default=0)
+    return [one for one in here if reference and one.worst.failed == fewest and one.agrees(reference)]
 
 
 def explain(found: Sequence[Measured]) -> list[str]:
     """Sentences about every mode that was measured; the first of `found` is the reference, one core alone."""
     reference, *others = found
     if not reference.turns or reference.reason:
-        return [f"One core alone was not measured: {reference.reason or 'no rounds'}."]
+        how = "measured to the end" if reference.turns else "measured"
+        return [f"One core alone was not {how}: {reference.reason or 'no rounds'}."]
     measured = [one for one in others if one.turns and not one.reason]
     sentences = [sentence for one in measured for sentence in _about(one, reference)]
-    sentences += _best(found) if measured else ["There is one core: nothing can run beside anything."]
+    sentences += _best(found) if measured else [_alone(others)]
     return [*sentences, *_disturbed([reference, *measured]), *_memory(measured)]
+
+
+def _alone(others: Sequence[Measured]) -> str:
+    """Why there is nothing to hold against one core."""
+    if all(one.mode.address for one in others):
+        return "There is one core: nothing can run beside anything."
+    return "No other way than one core alone was measured to the end: the rows say why."
 
 
 def _about(one: Measured, reference: Measured) -> list[str]:
@@ -71,15 +89,16 @@ def _losses(one: Measured, reference: Measured) -> list[str]:
 
 
 def _best(found: Sequence[Measured]) -> list[str]:
+    usable = _usable(found)
     best = fastest(found)
     if best is None:
-        return []
-    others = [one for one in found if one is not best and one.turns and not one.reason and not one.mode.address]
-    said = [f"The fastest on this machine: {title(best)}, {_per_hour(best):.0f} studies an hour."]
+        return ["No way is called the fastest: none ran a study to its end with the results of one core."]
+    said = [f"The fastest on this machine: {title(best)}, {best.studies_per_hour or 0.0:.0f} studies an hour."]
+    others = [one for one in usable if one is not best]
     if not others:
         return said
     second = min(others, key=lambda one: one.seconds)
-    ratio = paired_ratio([turn.seconds for turn in second.turns], [turn.seconds for turn in best.turns])
+    ratio = best.speedup(second)
     if ratio.value is None:
         return [*said, f"Whether it beats {title(second)} is not told: {ratio.refused}."]
     if ratio.low is not None and ratio.low > 1:
@@ -100,10 +119,6 @@ def _memory(measured: Sequence[Measured]) -> list[str]:
     most = max(measured, key=lambda one: one.turns[-1].peak_bytes)
     peak = most.turns[-1].peak_bytes
     return [f"The most memory: {peak / 1e9:.1f} GB for {title(most)}, {peak / most.mode.workers / 1e9:.1f} GB each."]
-
-
-def _per_hour(one: Measured) -> float:
-    return 3600 * len(one.turns[-1].reports) / one.seconds
 
 
 def title(one: Measured) -> str:

@@ -56,15 +56,22 @@ def modes_of(cores: int, workers: int | None, ray: str = "", *, must: bool = Fal
     """The modes that are compared: the reference, every split (or one process and that many), and Ray.
 
     Args:
-        workers: None for every split. ray: LOCAL, a cluster's address, or "" for no Ray.
+        workers: None for every split; on a cluster also more than this machine has cores, for Ray alone.
+        ray: LOCAL, a cluster's address, or "" for no Ray.
         must: a Ray that cannot be had is an error; otherwise it is a mode with the reason.
 
     Raises: UsageError (2) for more workers than cores; EnvironmentFault (24).
     """
-    if workers is not None and not 1 <= workers <= cores:
+    from fourphase.benchmarks.archive.ray_team import LOCAL
+
+    too_many = workers is not None and workers > cores and ray in ("", LOCAL)
+    if too_many or (workers is not None and workers < 1):
         cause = f"{workers} workers are asked for, this process may use {cores} cores"
         raise UsageError(cause, f"give --workers auto, or a number from 1 to {cores}", key="workers_too_many")
-    pairs = splits(cores) if workers is None else sorted({(1, cores), (workers, cores // workers)})
+    if workers is None:
+        pairs = splits(cores)
+    else:
+        pairs = sorted({(1, cores), (workers, cores // workers)} if workers <= cores else {(1, cores)})
     names = {1: "one process"}
     local = [Mode(names.get(count, "processes"), count, threads) for count, threads in pairs]
     modes = [ALONE, *(mode for mode in local if mode != ALONE)]
@@ -72,19 +79,29 @@ def modes_of(cores: int, workers: int | None, ray: str = "", *, must: bool = Fal
 
 
 def _ray_mode(cores: int, workers: int | None, address: str, must: bool) -> Mode:
-    """One core each, unless a number of workers is asked for; a cluster's cores are all taken."""
-    from fourphase.benchmarks.archive.ray_team import LOCAL, cluster_cores, require_ray
+    """One core each, unless a number of workers is asked for; all of a cluster's cores that are free are taken."""
+    from fourphase.benchmarks.archive.ray_team import LOCAL, free_cores, require_ray
 
     try:
         require_ray()
-        offered = cores if address == LOCAL else cluster_cores(address)
+        offered = cores if address == LOCAL else free_cores(address)
+        if offered < (workers or 1):
+            raise _busy(offered, workers or 1)
     except EnvironmentFault as fault:
         if must:
             raise
         return Mode("ray", workers or cores, 1, address, fault.message)
     if workers is not None and address == LOCAL:
         return Mode("ray", workers, cores // workers, address)
-    return Mode("ray", min(workers or offered, offered), 1, address)
+    return Mode("ray", workers or offered, 1, address)
+
+
+def _busy(offered: int, workers: int) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"the cluster has {offered} free cores, {workers} are asked for",
+        "wait for it to have more, or use fewer --workers",
+        key="ray_busy",
+    )
 
 
 def team_of(mode: Mode, job: Job, cpus: Sequence[int]) -> Team:

@@ -19,13 +19,15 @@ from fourphase.benchmarks.archive.team import Ended, Event, Ready, Reported, thr
 from fourphase.benchmarks.archive.worker import StudyRunner, pin, used
 from fourphase.runtime.errors import EnvironmentFault, FourphaseError, error_from_dict
 
-__all__ = ["LOCAL", "RayTeam", "RayWorker", "cluster_cores", "require_ray"]
+__all__ = ["LOCAL", "RayTeam", "RayWorker", "free_cores", "require_ray"]
 
 #: `--ray local`: a Ray of its own on this machine, for as long as the team lives.
 LOCAL = "local"
 #: No object is ever stored: the smallest store that Ray takes.
 _STORE_BYTES = 100 << 20
 _ANSWERS_WITHIN_S = 5.0
+#: A machine that is busy needs a while to start an actor; one without a free core never does.
+_PLACED_WITHIN_S = 120.0
 _QUIET = {"logging_level": "error", "log_to_driver": False}
 
 
@@ -84,20 +86,24 @@ class RayTeam:
         self._actors: dict[int, Any] = {}
         self._cpus: dict[int, tuple[str, tuple[int, ...]]] = {}
         self._flying: dict[Any, int] = {}
+        self._placing: set[Any] = set()
         self.pids: dict[int, int] = {}
 
     def start(self, worker: int) -> None:
         actor = self._kind.remote()
         self._actors[worker] = actor
-        self._flying[actor.place.remote()] = worker
+        place = actor.place.remote()
+        self._placing.add(place)
+        self._flying[place] = worker
 
     def give(self, worker: int, task: Task) -> None:
         self._flying[self._actors[worker].run.remote(asdict(task))] = worker
 
     def wait(self) -> Event:
         while True:
-            (done,), _ = self._ray.wait(list(self._flying), num_returns=1)
+            done = self._next()
             worker = self._flying.pop(done)
+            self._placing.discard(done)
             try:
                 body = self._ray.get(done)
             except self._ray.exceptions.RayActorError:
@@ -110,6 +116,18 @@ class RayTeam:
                 return Ready(worker, Used(**body["ready"]), body["model"])
             else:
                 return Reported(worker, Report.from_dict(body["report"]))
+
+    def _next(self) -> Any:
+        """The next answer. As long as an actor of ours works there will be one; Ray may never place another."""
+        working = self._flying.keys() - self._placing
+        done, _ = self._ray.wait(list(self._flying), num_returns=1, timeout=None if working else _PLACED_WITHIN_S)
+        if done:
+            return done[0]
+        raise EnvironmentFault(
+            f"Ray has found no free core for a worker within {_PLACED_WITHIN_S:g} s",
+            "look at ray status; wait for what runs there to end, or use fewer --workers",
+            key="ray_busy",
+        )
 
     def close(self) -> None:
         for actor in self._actors.values():
@@ -133,12 +151,12 @@ class RayTeam:
         return Ended(worker, "was ended, and Ray does not say by what")
 
 
-def cluster_cores(address: str) -> int:
-    """The cores that a cluster offers. Raises: EnvironmentFault (24)."""
+def free_cores(address: str) -> int:
+    """The cores of a cluster that nobody has taken. Raises: EnvironmentFault (24)."""
     ray = require_ray()
     _connect(ray, address, 0)
     try:
-        return int(ray.cluster_resources().get("CPU", 0))
+        return int(ray.available_resources().get("CPU", 0))
     finally:
         ray.shutdown()
 

@@ -39,9 +39,9 @@ def show(result: Mapping[str, Any], file: TextIO | None = None) -> None:
 
 
 def _failures(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Of the run, or else of the reference: the others have the same studies."""
-    held = result["run"] or (result["rows"][0] if result["rows"] else {})
-    return list(held.get("failures", []))
+    """Of the run, or else of the mode with the most: the others have the same studies."""
+    worst: Mapping[str, Any] = max(result["rows"], key=lambda row: len(row.get("failures", [])), default={})
+    return list((result["run"] or {}).get("failures") or worst.get("failures", []))
 
 
 def _cells(row: Mapping[str, Any]) -> list[str]:

@@ -23,7 +23,7 @@ from fourphase.benchmarks.archive.ray_team import LOCAL
 from fourphase.benchmarks.archive.team import Team
 from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio
 from fourphase.benchmarks.latency.sensors import Watched, watch
-from fourphase.runtime.errors import EnvironmentFault
+from fourphase.runtime.errors import GPU_LOST, EnvironmentFault, GPUUnavailable
 
 __all__ = ["Make", "Measured", "measure_modes", "steps_ms", "storage_wait_s"]
 
@@ -79,30 +79,66 @@ class Measured:
         told = [share for share in self.reading if share is not None]
         return median(told) if told else None
 
+    @property
+    def worst(self) -> Turn:
+        """The round in which the most studies failed."""
+        return max(self.turns, key=lambda turn: turn.failed)
+
+    @property
+    def done(self) -> int:
+        """Studies that were run to their end, in the round with the fewest."""
+        return min(len(turn.reports) - turn.failed for turn in self.turns)
+
+    @property
+    def studies_per_hour(self) -> float | None:
+        """Of studies that were run to their end: one that fails takes no time, and counts for nothing."""
+        return 3600 * self.done / self.seconds if self.done else None
+
+    def agrees(self, reference: Measured) -> bool:
+        """Whether the results of every round are those of the reference's first."""
+        return all(digests(turn) == digests(reference.turns[0]) for turn in self.turns)
+
     def speedup(self, reference: Measured) -> Ratio:
-        """Over the reference, round by round: above 1, this mode is faster."""
-        return paired_ratio([turn.seconds for turn in reference.turns], [turn.seconds for turn in self.turns])
+        """Over the reference, round by round: above 1, this mode is faster. Refused where the work was not the same."""
+        # One that dropped out has fewer rounds: the first ones are those that both took part in.
+        rounds = min(len(reference.turns), len(self.turns))
+        refused = self._refused(reference)
+        if refused:
+            return Ratio(None, None, None, rounds, refused)
+        theirs, own = ([turn.seconds for turn in one.turns[:rounds]] for one in (reference, self))
+        return paired_ratio(theirs, own)
+
+    def _refused(self, reference: Measured) -> str:
+        """Why there is no speedup, "" if nothing but noise can be against it."""
+        if not reference.turns:
+            return "one core alone was not measured"
+        if not (self.done and reference.done):
+            return "no study was run to its end"
+        if not reference.agrees(reference):
+            return "one core's results differ from round to round"
+        return "" if self.agrees(reference) else "its results differ from one core's"
 
     def row(self, reference: Measured) -> dict[str, Any]:
         """The row of the JSON; null stands for what was not measured."""
         mode = self.mode
         known = {"mode": mode.name, "workers": mode.workers, "threads_each": mode.threads, **self._status()}
-        if not self.turns or self.reason or not reference.turns:
-            return {**known, **dict.fromkeys(("seconds", "studies_per_hour", "failed", "speedup", "efficiency"))}
-        last, speedup = self.turns[-1], self.speedup(reference)
+        if not self.turns or self.reason:
+            nothing = dict.fromkeys(("seconds", "studies_per_hour", "speedup", "efficiency"))
+            return {**known, **nothing, "failed": self.worst.failed if self.turns else None}
+        speedup = self.speedup(reference)
         return {
             **known,
             "seconds": self.seconds,
-            "studies_per_hour": 3600 * len(last.reports) / self.seconds,
-            "failed": last.failed,
-            "failures": last.failures,
+            "studies_per_hour": self.studies_per_hour,
+            "failed": self.worst.failed,
+            "failures": self.worst.failures,
             "speedup": speedup.to_dict(),
             "efficiency": None if speedup.value is None else speedup.value / mode.cores,
             "rounds_s": [turn.seconds for turn in self.turns],
             "start_s": median(turn.start_s for turn in self.turns),
             **self._spent(),
-            "backend": dict(last.model),
-            "same_results": all(digests(turn) == digests(reference.turns[0]) for turn in self.turns),
+            "backend": dict(self.turns[-1].model),
+            "same_results": self.agrees(reference) if reference.turns else None,
         }
 
     def _spent(self) -> dict[str, Any]:
@@ -121,7 +157,13 @@ class Measured:
     def _status(self) -> dict[str, str]:
         if self.mode.missing:
             return {"status": "missing", "reason": self.mode.missing}
-        return {"status": "failed" if self.reason else "ok", "reason": self.reason}
+        reason = self.reason or ("" if not self.turns or self.done else _all_failed(self.worst))
+        return {"status": "failed" if reason else "ok", "reason": reason}
+
+
+def _all_failed(turn: Turn) -> str:
+    why = turn.failures[0]["error"]["message"] if turn.failures else "no study"
+    return f"no study was run to its end; the first: {why}"
 
 
 def digests(turn: Turn) -> list[str]:
@@ -145,7 +187,7 @@ def measure_modes(
 ) -> list[Measured]:
     """Every mode once per round, on all studies, into an output folder of its own that is deleted afterwards.
 
-    A mode that does not come up is out, with its reason; the others go on.
+    A mode that does not come up is out, with its reason; the others go on. A lost GPU ends them all.
 
     Args:
         job: its output folder is used only to find a place that a cluster shares.
@@ -171,7 +213,9 @@ def _measure_once(
             own = stack.enter_context(proved(own, tasks))
         try:
             turn = run_tasks(make(mode, own, usable_cores()), tasks, ended, timed=measured.timed)
-        except EnvironmentFault as fault:
+        except (EnvironmentFault, GPUUnavailable) as fault:
+            if fault.key == GPU_LOST:
+                raise
             measured.reason = fault.message
         else:
             measured.turns.append(turn)

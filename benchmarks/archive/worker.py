@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fourphase.benchmarks.archive.job import Job, Report, Task, Used, output_of
 from fourphase.benchmarks.latency.sensors import family_ticks
+from fourphase.benchmarks.with_parent import end_with_parent
 from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import be_quiet, print_bug
 from fourphase.runtime.errors import FourphaseError
@@ -119,6 +120,7 @@ def _counter(name: str, key: str) -> int | None:
 
 def main() -> None:
     """The process; without its caller there is nobody to tell anything."""
+    end_with_parent(1)
     with suppress(BrokenPipeError):
         _serve()
 

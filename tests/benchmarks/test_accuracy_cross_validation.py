@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from fourphase.benchmarks.accuracy.cross_validation import (
 from fourphase.benchmarks.accuracy.fold_training import Job, run_jobs, train_one
 from fourphase.calibration.metrics import bootstrap, scores_of
 from fourphase.calibration.roc import auc
-from fourphase.runtime.errors import UsageError
+from fourphase.runtime.errors import EnvironmentFault, UsageError
 
 FAST = "resnet3d-18-medicalnet"
 PLAN = replace(QUICK, count=24, folds=3, epochs=6, rates=(4e-3,))
@@ -122,6 +124,42 @@ def test_processes_of_their_own_change_nothing() -> None:
         assert there.logits is not None
         np.testing.assert_array_equal(here.logits, there.logits)
         assert here.parameters == there.parameters > 1000
+
+
+class Deadly:
+    """A job that ends the process that unpickles it."""
+
+    network = FAST
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os._exit, (9,)
+
+
+def test_a_killed_training_is_a_fault_of_the_machine() -> None:
+    jobs: list[Any] = [Deadly(), Deadly()]
+    with pytest.raises(EnvironmentFault, match="a training's process was killed") as caught:
+        run_jobs(jobs, 2, "dying")
+    assert (caught.value.code, caught.value.key) == (24, "worker_died")
+
+
+def test_a_network_is_told_of_before_the_next_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the second network's training is killed: the first one's end must have been told."""
+
+    def trained(job: Job) -> fold_training.Trained:
+        if job.network != FAST:
+            raise EnvironmentFault("killed", "", key="worker_died")
+        return fold_training.Trained(np.zeros((len(job.score), 2), np.float32), "ok", "", 1, 0.0)
+
+    monkeypatch.setattr(fold_training, "train_one", trained)
+    no_fold = np.empty(0, dtype=np.intp)
+    runs = [NetworkRun(name, 1, rate, {}, None, no_fold, "ok", "", 0.0, 0.0)
+            for name, rate in ((FAST, 1e-3), ("tdn", 1e-3), ("transmed", None))]  # fmt: skip
+    told: list[NetworkRun] = []
+    with pytest.raises(EnvironmentFault):
+        out_of_fold(runs, STUDIES, PLAN, 1, told.append)
+    assert [run.network for run in told] == ["transmed", FAST]
+    assert told[1].logits is not None
+    assert told[1].logits.shape == (24, 2)
 
 
 def test_a_network_of_three_phases_sees_three() -> None:

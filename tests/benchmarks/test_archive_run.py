@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,19 @@ from typing import Any
 import pytest
 import typer
 
-from fourphase.benchmarks.archive.command import archive, archive_step
+from fourphase.benchmarks.archive import command
+from fourphase.benchmarks.archive.command import archive, archive_step, run_archive
 from fourphase.benchmarks.archive.job import Job, Task, tasks_of
 from fourphase.benchmarks.archive.modes import ALONE, Mode, team_of, usable_cores
+from fourphase.benchmarks.archive.options import ArchiveOptions
 from fourphase.benchmarks.archive.proof import check_proof, proved
-from fourphase.benchmarks.archive.studies import find_studies
+from fourphase.benchmarks.archive.studies import Found, find_studies
 from fourphase.benchmarks.archive.team import ProcessTeam, Team, chunks
 from fourphase.benchmarks.archive.trial import measure_modes
 from fourphase.benchmarks.archive.whole import run_whole
 from fourphase.benchmarks.archive.worker import digest_of, used
 from fourphase.runtime import console
-from fourphase.runtime.errors import FourphaseError, IntegrityError, ModelIncompatible
+from fourphase.runtime.errors import FourphaseError, IntegrityError, ModelIncompatible, SomeStudiesFailed
 from tests.support.dicom import write_phases
 from tests.support.tiny_bundle import PREPROCESSING, write_tiny
 
@@ -337,13 +340,80 @@ def test_an_output_for_ray_without_ray_is_refused(
 
 
 def test_the_step_of_the_report_gives_the_commands_object(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Phantoms in a bundle of another size: what a study gives is its own matter, the object is whole."""
     monkeypatch.setattr("fourphase.benchmarks.archive.modes.usable_cores", lambda: [min(os.sched_getaffinity(0))])
     outcome = archive_step(lambda _: None, quick=True, bundle=str(bundle), count=2, rounds=1, ray="")
     assert (outcome.status, outcome.result["schema"], outcome.result["phantoms"]) == ("ok", "fourphase.archive/1", True)
-    assert [row["status"] for row in outcome.result["rows"]] == ["ok"]
+    assert [(row["status"], row["failed"]) for row in outcome.result["rows"]] == [("ok", 0)]
     assert "There is one core: nothing can run beside anything." in outcome.result["explanation"]
     json.dumps(outcome.result, allow_nan=False)
+
+
+def test_the_step_of_the_report_fails_if_no_study_was_run(
+    bundle: Path, studies: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The only study has no arterial phase."""
+
+    @contextmanager
+    def one_that_fails(count: int, *, quick: bool) -> Iterator[Found]:
+        yield Found(find_studies(studies, "box.json").requests[3:], 0, phantoms=True)
+
+    monkeypatch.setattr("fourphase.benchmarks.archive.studies.phantoms", one_that_fails)
+    monkeypatch.setattr("fourphase.benchmarks.archive.modes.usable_cores", lambda: [min(os.sched_getaffinity(0))])
+    outcome = archive_step(lambda _: None, quick=True, bundle=str(bundle), rounds=1, ray="")
+    assert outcome.status == "failed"
+    assert outcome.reason.startswith("no study was run to its end; the first: no series fo")
+    (row,) = outcome.result["rows"]
+    assert (row["status"], row["failed"], row["studies_per_hour"]) == ("failed", 1, None)
+    json.dumps(outcome.result, allow_nan=False)
+
+
+def test_the_machine_is_described_before_any_study_is_run(
+    bench: Callable[..., Ran], bundle: Path, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is missing for it must not be missed after hours."""
+
+    def refuse(_: object) -> None:
+        raise FourphaseError("nothing is known of this machine", "ask somebody")
+
+    monkeypatch.setattr("fourphase.benchmarks.machine.describe_machine", refuse)
+    given = [studies, "--bundle", bundle, "--box", "box.json", "--output", tmp_path / "out", "--rounds", "0"]
+    assert "nothing is known of this machine" in bench(*given).err
+    assert list((tmp_path / "out").rglob("*")) == []
+
+
+def test_neither_folders_nor_a_clusters_address_are_in_the_json(
+    bundle: Path, studies: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    options = ArchiveOptions(studies, bundle, "box.json", output, ray="ray://head.clinic:10001")
+
+    def played(options: ArchiveOptions, *_: object) -> dict[str, Any]:
+        said = f"{output}/a/result.json cannot be written; {studies}/a; {bundle}; {Path.home()}/x"
+        return {"run": {"failures": [said]}, "settings": command._settings(options, 2, 8)}
+
+    monkeypatch.setattr(command, "_run", played)
+    monkeypatch.setattr(command, "check_options", lambda _: None)
+    result = run_archive(options)
+    said = "<output>/a/result.json cannot be written; <studies>/a; <bundle>; <home>/x"
+    assert result["run"]["failures"] == [said]
+    assert result["settings"]["ray"] == "cluster"
+    assert command._settings(replace(options, ray="local"), 2, 8)["ray"] == "local"
+
+
+@pytest.mark.parametrize(
+    ("run", "in_rounds", "cause"),
+    [(None, 2, "2 of the 4 studies of a round"), (3, 2, "3 of 9 studies"), (0, 1, "1 of the 4 studies of a round")],
+)
+def test_failures_are_told_of_those_that_were_run(run: int | None, in_rounds: int, cause: str) -> None:
+    result = {
+        "rows": [{"failed": 0}, {"failed": in_rounds}, {"failed": None}],
+        "settings": {"protocol": {"studies_per_round": 4}},
+        "studies": 9,
+        "run": None if run is None else {"totals": {"failed": run}},
+    }
+    with pytest.raises(SomeStudiesFailed, match=f"^{cause} failed"):
+        command._fail_if_studies_failed(result)
+    command._fail_if_studies_failed({**result, "rows": [{"failed": 0}], "run": None})
 
 
 def test_an_error_in_a_worker_is_the_error_it_was(bundle: Path, studies: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import pytest
 
 from fourphase.benchmarks.archive.dispatch import Turn
 from fourphase.benchmarks.archive.findings import explain, fastest
-from fourphase.benchmarks.archive.job import Report, Used
+from fourphase.benchmarks.archive.job import Job, Report, Task, Used, failed_report
 from fourphase.benchmarks.archive.modes import ALONE, Mode, modes_of, splits
-from fourphase.benchmarks.archive.team import chunks
-from fourphase.benchmarks.archive.trial import Measured, storage_wait_s
+from fourphase.benchmarks.archive.team import Team, chunks
+from fourphase.benchmarks.archive.trial import Measured, measure_modes, storage_wait_s
 from fourphase.benchmarks.latency.sensors import Watched
-from fourphase.runtime.errors import EnvironmentFault, UsageError
+from fourphase.runtime.errors import GPU_LOST, EnvironmentFault, FourphaseError, GPUUnavailable, UsageError
 
 STUDIES = 10
 TWO = Mode("processes", 2, 1)
@@ -33,6 +34,13 @@ def turn(seconds: float, cpu_s: float, workers: int = 1, idle_s: float = 0.0, di
     first = {worker: Used(5.0, 10, 0) for worker in range(workers)}
     last = {worker: Used(5.0 + cpu_s / workers, 3 << 20, 1000) for worker in range(workers)}
     return Turn(1.0, seconds, reports, first, last, {0: idle_s}, (), {"backend": "onnxruntime"})
+
+
+def failing(round_: Turn, count: int) -> Turn:
+    """The round with its first studies failed."""
+    error = EnvironmentFault("it broke", "mend it")
+    failed = [failed_report(Task(number, "", ""), error, Used(0, 0, 0)) for number in range(1, count + 1)]
+    return replace(round_, reports=(*failed, *round_.reports[count:]))
 
 
 def measured(mode: Mode, seconds: float, cpu_s: float, idle_s: float = 0.0, rounds: int = 5) -> Measured:
@@ -129,6 +137,94 @@ def test_other_results_than_the_reference_are_said() -> None:
     assert other.row(measured(ALONE, 10, 9))["same_results"] is False
 
 
+def test_a_study_that_failed_in_any_round_is_no_throughput_and_no_speedup() -> None:
+    """Three of ten in the second round: they took no time, and a ratio of seconds would praise the mode for it."""
+    two = measured(TWO, 6.0, 9.6)
+    two.turns[1] = failing(two.turns[1], 3)
+    row = two.row(measured(ALONE, 10.0, 9.0))
+    assert (row["status"], row["failed"], row["same_results"]) == ("ok", 3, False)
+    assert [one["study"] for one in row["failures"]] == [1, 2, 3]
+    assert row["studies_per_hour"] == pytest.approx(3600 * 7 / row["seconds"])
+    assert (row["speedup"]["value"], row["efficiency"]) == (None, None)
+    assert row["speedup"]["refused"] == "its results differ from one core's"
+    assert "no speedup is quoted (its results differ" in " ".join(explain([measured(ALONE, 10.0, 9.0), two]))
+
+
+def test_other_results_give_no_speedup_whichever_has_them() -> None:
+    reference, two = measured(ALONE, 10.0, 9.0), measured(TWO, 6.0, 9.6)
+    two.turns[4] = turn(6.0, 9.6, 2, digest="other")
+    assert two.speedup(reference).refused == "its results differ from one core's"
+    assert measured(TWO, 6.0, 9.6).speedup(reference).value is not None
+    reference.turns[2] = turn(10.0, 9.0, digest="other")
+    assert measured(TWO, 6.0, 9.6).speedup(reference).refused == "one core's results differ from round to round"
+
+
+def test_what_fails_on_one_core_too_is_the_same_work() -> None:
+    reference, two = measured(ALONE, 10.0, 9.0), measured(TWO, 6.0, 9.6)
+    for one in (reference, two):
+        one.turns = [failing(round_, 1) for round_ in one.turns]
+    row = two.row(reference)
+    assert (row["failed"], row["same_results"]) == (1, True)
+    assert row["speedup"]["value"] == pytest.approx(10 / 6)
+    assert row["studies_per_hour"] == pytest.approx(3600 * 9 / row["seconds"])
+    assert fastest([reference, two]) is two
+
+
+def test_a_mode_without_one_study_done_has_failed() -> None:
+    modes = [measured(ALONE, 1.0, 0.1), measured(TWO, 0.5, 0.1)]
+    for one in modes:
+        one.turns = [failing(round_, STUDIES) for round_ in one.turns]
+    row = modes[1].row(modes[0])
+    assert (row["status"], row["failed"], row["studies_per_hour"]) == ("failed", STUDIES, None)
+    assert row["reason"] == "no study was run to its end; the first: it broke"
+    assert row["speedup"]["refused"] == "no study was run to its end"
+    assert fastest(modes) is None
+    said = explain(modes)
+    assert "No way is called the fastest: none ran a study to its end with the results of one core." in said
+    json.dumps(row, allow_nan=False)
+
+
+def test_a_reference_that_drops_out_takes_nothing_with_it() -> None:
+    """What both took part in is compared; the other figures stand."""
+    reference, two = measured(ALONE, 10.0, 9.0), measured(TWO, 6.0, 9.6, rounds=7)
+    two.turns[5:] = [turn(600.0, 9.6, 2)] * 2
+    assert two.speedup(reference).value == pytest.approx(10 / 6)
+    reference.reason = "no worker is left: the last broke"
+    reference.turns = reference.turns[:2]
+    row = two.row(reference)
+    assert (row["status"], row["speedup"]["rounds"], row["speedup"]["value"]) == ("ok", 2, None)
+    assert row["studies_per_hour"] > 0
+    said = explain([reference, two])
+    assert said == ["One core alone was not measured to the end: no worker is left: the last broke."]
+    reference.turns = []
+    row = two.row(reference)
+    assert (row["status"], row["same_results"]) == ("ok", None)
+    assert row["speedup"]["refused"] == "one core alone was not measured"
+    assert row["studies_per_hour"] == pytest.approx(3600 * STUDIES / row["seconds"])
+    assert fastest([reference, two]) is two
+
+
+@pytest.mark.parametrize("fault", [EnvironmentFault, GPUUnavailable])
+def test_a_mode_that_does_not_come_up_is_out_and_the_others_go_on(fault: type[FourphaseError]) -> None:
+    asked: list[str] = []
+
+    def make(mode: Mode, job: Job, cpus: Sequence[int]) -> Team:
+        asked.append(mode.name)
+        raise fault("there is no room", "make some")
+
+    found = measure_modes([ALONE, TWO], Job("bundle"), [], 2, lambda _: None, make)
+    assert asked == ["one process", "processes"]
+    assert [one.reason for one in found] == ["there is no room"] * 2
+
+
+def test_a_lost_gpu_ends_the_measurement() -> None:
+    def make(mode: Mode, job: Job, cpus: Sequence[int]) -> Team:
+        raise GPUUnavailable("the GPU is lost", "start again", key=GPU_LOST)
+
+    with pytest.raises(GPUUnavailable):
+        measure_modes([ALONE, TWO], Job("bundle"), [], 1, lambda _: None, make)
+
+
 def test_too_few_rounds_give_no_speedup() -> None:
     row = measured(TWO, 6.0, 9.6, rounds=2).row(measured(ALONE, 10.0, 9.0, rounds=2))
     assert row["speedup"]["value"] is None
@@ -186,6 +282,33 @@ def test_the_fastest_is_named_and_the_second_beside_it() -> None:
     assert fastest(found) is found[2]
     assert "The fastest on this machine: 2 processes, 1 core each, 7186 studies an hour." in said
     assert "one process, 2 cores takes 1.20 times as long (1.20 to 1.20)." in said
+
+
+def test_a_mode_that_fails_or_differs_is_never_the_fastest() -> None:
+    wide = Mode("one process", 1, 2)
+    failed, other = measured(TWO, 2.0, 9.6), measured(wide, 3.0, 9.6)
+    failed.turns[0] = failing(failed.turns[0], 1)
+    other.turns = [turn(3.0, 9.6, digest="other") for _ in other.turns]
+    sound = measured(Mode("processes", 4, 1), 5.0, 9.6)
+    found = [measured(ALONE, 10.0, 9.0), failed, other, sound]
+    assert fastest(found) is sound
+    told = [one for one in explain(found) if one.startswith(("The fastest", "one process, 1 core takes"))]
+    assert len(told) == 2, "and it is the reference that stands second"
+    assert "4 processes" in told[0]
+
+
+def test_one_core_that_fails_where_the_others_do_not_is_no_measure_of_them() -> None:
+    reference, two = measured(ALONE, 10.0, 9.0), measured(TWO, 6.0, 9.6)
+    reference.turns = [failing(round_, 1) for round_ in reference.turns]
+    assert fastest([reference, two]) is None
+
+
+def test_why_nothing_stands_beside_one_core_is_said_as_it_is() -> None:
+    alone, ray = measured(ALONE, 10.0, 10.0), Measured(Mode("ray", 1, 1, "local", "the package ray is not installed"))
+    for found in ([alone], [alone, ray]):
+        assert "There is one core: nothing can run beside anything." in explain(found)
+    said = explain([alone, Measured(TWO, reason="no worker is left: the last broke"), ray])
+    assert said == ["No other way than one core alone was measured to the end: the rows say why."]
 
 
 def test_ray_is_not_the_fastest_on_this_machine() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,11 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fourphase.benchmarks.accuracy import baselines_bench, judgement
+from fourphase.benchmarks.accuracy import baselines_bench, baselines_command, judgement
 from fourphase.benchmarks.accuracy.baselines_command import baselines, baselines_step
 from fourphase.benchmarks.networks import NETWORKS, TINY
 from fourphase.calibration import metrics
-from fourphase.runtime.errors import UsageError
+from fourphase.runtime.errors import OutputNotWritable, UsageError
 
 APP = typer.Typer()
 APP.command()(baselines)
@@ -84,21 +85,35 @@ def test_without_four_phase_there_is_nothing_to_compare_with() -> None:
     assert body["settings"]["epochs"] == 2
 
 
-def test_the_step_gives_the_same_object() -> None:
+def test_the_step_saves_after_each_network_and_gives_the_commands_object() -> None:
     saved: list[Any] = []
-    outcome = baselines_step(saved.append, quick=True, network=["transmed"], workers=1, count=8)
+    asked = ["transmed", "four-phase"]
+    outcome = baselines_step(saved.append, quick=True, network=asked, workers=1, count=8)
     assert outcome.status == "ok"
-    assert saved == [outcome.result]
+    assert [[row["network"] for row in one["rows"]] for one in saved] == [asked[:1], asked]
+    assert saved[0]["rows"][0]["auc_against_four_phase"] is None, "four-phase was not through"
+    assert saved[1]["rows"] == outcome.result["rows"]
+    assert outcome.result["rows"][0]["auc_against_four_phase"] is not None
     printed = json.loads(invoke("--network", "transmed", *SMALL, "--json"))
     for key in ("phantoms", "settings", "folds", "schema"):
         assert printed[key] == outcome.result[key]
     assert printed["rows"][0]["auc"] == outcome.result["rows"][0]["auc"]
 
 
+def test_a_full_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = SimpleNamespace(to_dict=lambda: {"schema": "fourphase.baselines/1"})
+    monkeypatch.setattr(baselines_command, "_measured", lambda *_, **__: result)
+    monkeypatch.setattr(baselines_command, "set_up", lambda *_: None)
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OutputNotWritable, match="no space left"):
+            baselines(json_output=True)
+
+
 def test_by_default_every_network_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
-    def refuse(names: list[str], plan: object, workers: int) -> None:
+    def refuse(names: list[str], *_: object) -> None:
         asked.append(names)
         raise UsageError("enough", "", key="enough")
 
