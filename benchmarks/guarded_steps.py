@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from fourphase.runtime.atomic import write_file
@@ -33,6 +34,8 @@ Save = Callable[[Mapping[str, Any]], None]
 _OUTPUT_KEPT = 6000
 #: With less time left a step is not begun: starting Python and importing torch takes as much.
 _SHORTEST_S = 10.0
+#: Seconds for a step to end what it started when it is told to end.
+_FAREWELL_S = 15.0
 _WENT_WRONG = ("failed", "crashed", "timeout")
 
 
@@ -135,7 +138,7 @@ def run_step(step: Step, budget_s: float) -> dict[str, Any]:
 
 
 def _run_in_group(command: list[str], output: int, budget_s: float) -> int | None:
-    """Runs a command as the head of a process group, which is killed as a whole; None if it ran out of time."""
+    """Runs a command as the head of a process group, which is ended as a whole; None if it ran out of time."""
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
     )
@@ -144,10 +147,19 @@ def _run_in_group(command: list[str], output: int, budget_s: float) -> int | Non
     except subprocess.TimeoutExpired:
         return None
     finally:
-        # Also what it left behind (compile workers), and also when we are interrupted.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        _end(process)  # also when we are interrupted
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks a step to end, so that it ends what it started (workers are heads of groups of their own); then kills."""
+    if process.poll() is None:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_FAREWELL_S)
+    # Also what it left behind in its own group (compile workers).
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _unfinished(code: int | None, budget_s: float) -> dict[str, str]:
@@ -190,5 +202,12 @@ def _child(record_path: Path, function: str, arguments: Mapping[str, Any]) -> No
         save({"status": "failed", "reason": reason, "result": latest, "error": error_record(error)})
 
 
+def _leave(number: int, frame: FrameType | None) -> None:
+    """Told to end: contexts are left one by one, and end the processes that are theirs."""
+    signal.signal(number, signal.SIG_IGN)  # once is enough
+    sys.exit(128 + number)
+
+
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _leave)
     _child(Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3]))

@@ -68,7 +68,8 @@ def _max_abs(one: Floats, two: Floats) -> float | None:
     if one.shape != two.shape:
         return None
     # Slice by slice: full-size inputs are large, and a float64 copy of both would be kept twice.
-    found = float(max(np.abs(a - b).max() for a, b in zip(one, two, strict=True)))
+    # numpy's max, which a NaN does not get past.
+    found = float(np.max([np.abs(a - b).max() for a, b in zip(one, two, strict=True)]))
     return found if np.isfinite(found) else None
 
 

@@ -68,7 +68,12 @@ class _Subject:
 
 
 def end_to_end_step(save: Save, *, quick: bool, **options: Any) -> Outcome:
-    """A section of the report, see `guarded_steps`; `options` are those of `Options`."""
+    """A section of the report, see `guarded_steps`; without SimpleITK it is skipped. `options`: those of `Options`."""
+    from fourphase.benchmarks.preprocess_bench import simpleitk_missing
+
+    missing = simpleitk_missing()
+    if missing:
+        return Outcome("skipped", missing)
     return Outcome("ok", result=measured(Options(quick=quick, **options), save))
 
 
@@ -82,6 +87,7 @@ def measured(options: Options, save: Save) -> dict[str, Any]:
     from fourphase.benchmarks.end_to_end.measure import Measured, measure
     from fourphase.benchmarks.end_to_end.pipelines import chosen_pipelines
     from fourphase.benchmarks.machine import describe_machine
+    from fourphase.benchmarks.places import cleaned
     from fourphase.benchmarks.preprocess_bench import require_simpleitk
 
     require_simpleitk()
@@ -95,7 +101,7 @@ def measured(options: Options, save: Save) -> dict[str, Any]:
         head["settings"] = _settings(options, plan, subject, study)
 
         def whole(found: Measured) -> dict[str, Any]:
-            return {**head, **found.to_dict()}
+            return {**head, **cleaned(found.to_dict())}
 
         return whole(measure(plan, study, lambda found: save(whole(found))))
 
@@ -206,9 +212,9 @@ def end_to_end(
     be_quiet(quiet)
     say_errors_as_json(json_output)
     if plot is not None:
-        from fourphase.benchmarks.end_to_end.plot import check_plot
+        from fourphase.benchmarks.latency.plot import require_plot
 
-        check_plot(plot)
+        require_plot(plot)
     names = None if pipelines is None else tuple(name.strip() for name in pipelines.split(","))
     given, box_file, bundle_folder, weights = map(_text, (study, box, bundle, checkpoint))
     options = Options(
@@ -216,15 +222,19 @@ def end_to_end(
         cold_starts=cold, pipelines=names, drop_caches=drop_caches,
     )  # fmt: skip
     result = measured(options, lambda record: None)
-    if plot is not None:
-        from fourphase.benchmarks.end_to_end.plot import plot_steps
-
-        plot_steps(result, plot)
     if not json_output:
         from fourphase.benchmarks.end_to_end.table import print_result
 
         print_result(result)
-    print(json.dumps(result, allow_nan=False))
+    print(json.dumps(result, allow_nan=False), flush=True)
+    say_errors_as_json(False)  # stdout holds its one document
+    if plot is not None:
+        from fourphase.benchmarks.end_to_end.plot import plot_steps
+
+        plot_steps(result, plot)
+    from fourphase.benchmarks.nothing_measured import require_some
+
+    require_some(result["pipelines"].values())
 
 
 def _text(path: Path | None) -> str | None:

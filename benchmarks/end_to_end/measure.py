@@ -13,12 +13,14 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from fourphase.benchmarks.end_to_end.agreement import Agreement, agreement, read_answer
 from fourphase.benchmarks.end_to_end.pipelines import REFERENCE, Job, Pipeline, checked_path
 from fourphase.benchmarks.end_to_end.process import PipelineFailed, PipelineProcess
-from fourphase.benchmarks.end_to_end.study import StudyFiles, drop_page_cache, into_page_cache
+from fourphase.benchmarks.end_to_end.study import StudyFiles, drop_page_cache, into_page_cache, packages_into_page_cache
 from fourphase.benchmarks.end_to_end.worker import TOTAL
-from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio
+from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio, refused_if_busy
 from fourphase.benchmarks.latency.sensor_sources import usable_cores
 from fourphase.benchmarks.latency.sensors import Watched, watch
 from fourphase.benchmarks.latency.statistics import summary
@@ -121,11 +123,15 @@ class Measured:
     watched: Watched | None = None
 
     def ratios(self) -> Iterator[tuple[str, str, Ratio]]:
-        """Every plain pipeline over every one of ours that came to an end: above 1, the plain one takes longer."""
+        """Every plain pipeline over every one of ours that came to an end: above 1, the plain one takes longer.
+
+        None has a value if others disturbed the rounds.
+        """
+        busy = None if self.watched is None else self.watched.busy_elsewhere
         for a in self.rows.values():
             for b in self.rows.values():
                 if not a.pipeline.ours and b.pipeline.ours and a.was_started and b.was_started:
-                    yield a.pipeline.name, b.pipeline.name, _ratio(a, b)
+                    yield a.pipeline.name, b.pipeline.name, refused_if_busy(_ratio(a, b), busy)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only: study, pipelines, ratios, agreement, watched, notes."""
@@ -170,13 +176,15 @@ def measure(plan: Plan, study: StudyFiles, so_far: Callable[[Measured], None]) -
 
 
 def _cache_notes(plan: Plan) -> tuple[str, ...]:
+    """What cold means in this run, and the page cache brought into that state."""
     compiled = "torch.compile starts cold with nothing compiled before"
-    if not plan.drop_caches:
-        return ("cold: a new process; files, packages among them, are in the page cache", compiled)
-    refused = drop_page_cache()
+    refused = drop_page_cache() if plan.drop_caches else ""
+    if plan.drop_caches and not refused:
+        return ("cold: a new process and an empty page cache", compiled)
+    packages_into_page_cache(plan.bundle, plan.module)
     if refused:
         return (f"cold: a new process; {refused}, so files are in it", compiled)
-    return ("cold: a new process and an empty page cache", compiled)
+    return ("cold: a new process; files, packages among them, are in the page cache", compiled)
 
 
 def _start_all(
@@ -216,6 +224,9 @@ def _compare(row: Row, running: dict[str, PipelineProcess], scratch: Path) -> No
         known = running[name].save(saved)
         row.slices, row.device = known["slices"], known["device"]
         answer = read_answer(saved)
+        if not np.isfinite(answer.logits).all():
+            saved.unlink()  # nothing to compare others with
+            raise PipelineFailed("its logits are not finite")
         row.logits = [float(value) for value in answer.logits]
         if wanted.exists():
             row.agreement = agreement(read_answer(wanted), answer, exact=row.pipeline.precision == "fp32")

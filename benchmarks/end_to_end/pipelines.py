@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 from fourphase.runtime.bundle import Bundle
-from fourphase.runtime.cuda import probe
 from fourphase.runtime.errors import UsageError
 
 __all__ = ["LEFT_OUT_OF_QUICK", "PIPELINES", "REFERENCE", "Job", "Pipeline", "chosen_pipelines", "why_missing"]
@@ -110,15 +109,26 @@ def why_missing(pipeline: Pipeline, bundle: Bundle, lacking: Mapping[str, str]) 
     Args:
         lacking: precision -> why the bundle was made without it, where that is known.
     """
+    reason = _why_no_runtime(pipeline)
+    if reason or pipeline.precision in bundle.models:
+        return reason
+    known = lacking.get(pipeline.precision, "it was built without")
+    return f"the bundle has no {pipeline.precision} model: {known}"
+
+
+def _why_no_runtime(pipeline: Pipeline) -> str:
+    # Imported here: every pipeline's process imports this module, and that is part of its cold start.
     if pipeline.runtime in _NEEDS_GPU:
-        found = probe()
-        if found.device is None:
-            return f"{pipeline.runtime} needs a GPU: {found.reason}"
-    elif find_spec(_PACKAGES[pipeline.runtime]) is None:
+        from fourphase.benchmarks.latency.engines import engine_why_not
+
+        reason = engine_why_not(pipeline.runtime)
+        return f"{pipeline.runtime} needs its package and a GPU: {reason}" if reason else ""
+    if find_spec(_PACKAGES[pipeline.runtime]) is None:
         return f"{_PACKAGES[pipeline.runtime]} is not installed"
-    if pipeline.precision not in bundle.models:
-        reason = lacking.get(pipeline.precision, "it was built without")
-        return f"the bundle has no {pipeline.precision} model: {reason}"
+    if pipeline.runtime == "openvino":
+        from fourphase.runtime import openvino_backend
+
+        return openvino_backend.why_not(pipeline.precision) or ""
     return ""
 
 

@@ -8,24 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from fourphase.benchmarks.end_to_end.table import STEPS
-from fourphase.runtime.atomic import check_file_target, write_file
-from fourphase.runtime.errors import UsageError
+from fourphase.runtime.atomic import write_file
 
-__all__ = ["check_plot", "plot_steps"]
+__all__ = ["plot_steps"]
 
 #: A share of the longest bar below which a step's number would not fit into it.
 _LEGIBLE = 0.06
-
-
-def check_plot(path: Path) -> None:
-    """Everything that can be known before minutes of work.
-
-    Raises: UsageError (2), OutputNotWritable (30), ModuleNotFoundError without matplotlib: the extra is named.
-    """
-    if path.suffix != ".png":
-        raise UsageError(f"{path.name} is not a .png file", "name it FILE.png", key="suffix")
-    check_file_target(path)
-    import matplotlib  # noqa: F401
 
 
 def plot_steps(result: Mapping[str, Any], path: Path) -> None:

@@ -48,7 +48,7 @@ class PipelineProcess:
         threading.Thread(target=self._listen, daemon=True).start()
         try:
             self.cold_ms: dict[str, float] = self._answer()
-        except PipelineFailed:
+        except BaseException:  # also when this process is told to end
             self.close()
             raise
 

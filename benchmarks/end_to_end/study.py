@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fourphase.runtime.console import note, progress
 from fourphase.runtime.errors import InputMissing, UsageError
 
-__all__ = ["DROP_CACHES", "StudyFiles", "drop_page_cache", "given_study", "into_page_cache", "phantom_study"]
+__all__ = [
+    "DROP_CACHES",
+    "StudyFiles",
+    "drop_page_cache",
+    "given_study",
+    "into_page_cache",
+    "packages_into_page_cache",
+    "phantom_study",
+]
 
 SLICES, MATRIX = 250, 512
 #: Small enough for a rehearsal, large enough for the lesion box and the tissue around it.
 QUICK_SLICES, QUICK_MATRIX = 40, 96
 _CHUNK = 1 << 20
+#: What the pipelines import that is large; the first to start would else pay for the disk.
+_PACKAGES = ("SimpleITK", "torch", "onnxruntime", "openvino")
 #: Writing 3 frees what the kernel keeps of files; only root may.
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 
@@ -75,11 +86,26 @@ def given_study(folder: Path, box: Path) -> StudyFiles:
 
 def into_page_cache(study: StudyFiles) -> int:
     """Reads every file once, so that no pipeline meets a colder disk than another; returns their bytes."""
+    return sum(map(_read, study.files))
+
+
+def packages_into_page_cache(*others: Path, packages: Sequence[str] = _PACKAGES) -> int:
+    """The same for the files of the packages that are installed and below `others`; returns their bytes."""
+    specs = [find_spec(package) for package in packages]
+    folders = [Path(place) for spec in specs if spec for place in spec.submodule_search_locations or ()]
     total = 0
-    for path in study.files:
-        with path.open("rb") as handle:
-            while data := handle.read(_CHUNK):
-                total += len(data)
+    for root in (*folders, *others):
+        for path in [root] if root.is_file() else root.rglob("*"):
+            with suppress(OSError):  # what cannot be read is no part of a start
+                total += _read(path) if path.is_file() else 0
+    return total
+
+
+def _read(path: Path) -> int:
+    total = 0
+    with path.open("rb") as handle:
+        while data := handle.read(_CHUNK):
+            total += len(data)
     return total
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fourphase.benchmarks.end_to_end.pipelines import PIPELINES, Job
+from fourphase.benchmarks.with_parent import end_with_parent
 from fourphase.runtime.errors import FourphaseError
 
 __all__ = ["REST", "TOTAL", "peak_bytes", "said_of", "serve"]
@@ -114,6 +115,7 @@ def said_of(error: BaseException) -> str:
 
 
 def _main(spawned_ns: str, job: str) -> None:
+    end_with_parent(1)
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

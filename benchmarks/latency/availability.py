@@ -16,6 +16,7 @@ _GPU_ONLY = (*_ENGINES, "cuda-graph")
 _COMPILED = "torch-compile"
 _NO_COMPILING = "a rehearsal compiles nothing: minutes for a tiny network (--runtime torch-compile does all the same)"
 _NO_FP16 = "a CPU computes no FP16: the model would run in FP32 (--precision fp16 measures it all the same)"
+_SLOW_FP16 = "FP16 is slow on a CPU (--precision fp16 measures it all the same)"
 
 
 class Availability:
@@ -44,7 +45,7 @@ class Availability:
         device = self.device(runtime)
         reason = runtime_module(runtime).why_not(precision, device)
         if reason is None and precision == "fp16" and device == "cpu" and "fp16" not in self._named:
-            return _NO_FP16
+            return _SLOW_FP16 if runtime in TORCH else _NO_FP16
         return reason
 
     def why_not_of(self, subject: Subject, runtime: str, precision: str) -> str | None:

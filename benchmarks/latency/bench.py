@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fourphase.benchmarks.gpu.report import machine_places, readable
 from fourphase.benchmarks.guarded_steps import Save, Step, run_step
 from fourphase.benchmarks.latency.availability import Availability
 from fourphase.benchmarks.latency.candidate import PRECISIONS, Candidate, Task
@@ -26,6 +25,7 @@ from fourphase.benchmarks.latency.subjects import Subject, bundle_subject, prepa
 from fourphase.benchmarks.latency.turns import Played, play
 from fourphase.benchmarks.latency.workers import Patience
 from fourphase.benchmarks.machine import describe_machine
+from fourphase.benchmarks.places import machine_places, readable
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import UsageError
 
@@ -70,8 +70,8 @@ class LatencyBench:
         self._measure_peaks(wanted)
         for group in network_groups(wanted):
             self._play(group)
-        whole = [one for one in wanted if all(game.is_whole for game in self._played[one])]
-        for group in runtime_groups(whole):
+        right = [one for one in wanted if self._rows[one]["status"] == "ok"]
+        for group in runtime_groups(right):
             self._play(group)
         return self.result()
 
@@ -120,7 +120,7 @@ class LatencyBench:
         for subject in self._subjects.values():
             for candidate in self._candidates(subject.name):
                 status, reason = self._why_not(subject, candidate)
-                self._rows[candidate] = empty_row(candidate, status, reason)
+                self._rows[candidate] = empty_row(candidate, status, reason, self.available.device(candidate.runtime))
                 if status == "not measured":
                     wanted.append(candidate)
         return wanted
@@ -154,14 +154,15 @@ class LatencyBench:
         if len(divided) > 1:
             self._notes.append(f"{group.words}: too large for the memory, measured in {len(divided)} parts")
         for part in divided:
-            # One that failed in an earlier part or group is not tried again.
-            tasks = {one: self._task(one) for one in part if all(game.is_whole for game in self._played.get(one, ()))}
+            # One that failed or was wrong in an earlier part or group is not tried again.
+            tasks = {one: self._task(one) for one in part if self._rows[one]["status"] != "failed"}
             with progress(f"{group.words}", self.rounds.rounds * len(part)) as advance:
                 result = play(tasks, self.rounds, patience=self.patience, advance=advance)
             for candidate, game in result.played.items():
                 self._played.setdefault(candidate, []).append(game)
                 self._rows[candidate] = self._row(candidate)
-            self._pairs += pairs_of(Group(group.kind, part), result)
+            wrong = [one for one in part if self._rows[one]["status"] != "ok"]
+            self._pairs += pairs_of(Group(group.kind, part), result, wrong)
             self._save(self.result())
 
     def _task(self, candidate: Candidate) -> Task:
@@ -184,9 +185,10 @@ class LatencyBench:
         subject = self._subjects[candidate.network]
         assert subject.bundle is not None
         reference = reference_outputs(subject.bundle, candidate.batch)
-        row = measured_row(candidate, self._played[candidate], reference)
+        device = self.available.device(candidate.runtime)
+        row = measured_row(candidate, self._played[candidate], reference, device)
         if row["statistics"] and subject.cost:
-            peaks = self._peaks.get(self.available.device(candidate.runtime), {})
+            peaks = self._peaks.get(device, {})
             row["limit"] = _with_times(limit_of(subject.cost, peaks, candidate.precision, candidate.batch), row)
         return row
 

@@ -69,15 +69,19 @@ def latency(
 
         require_plot(plot)
     result = _measured(options, _nowhere, quick)
-    if plot is not None:
-        from fourphase.benchmarks.latency.plot import plot_latency
-
-        plot_latency(result, plot)
     if not json_output:
         from fourphase.benchmarks.latency.tables import print_latency
 
         print_latency(result)
-    print(json.dumps(result, allow_nan=False))
+    print(json.dumps(result, allow_nan=False), flush=True)
+    say_errors_as_json(False)  # stdout holds its one document
+    if plot is not None:
+        from fourphase.benchmarks.latency.plot import plot_latency
+
+        plot_latency(result, plot)
+    from fourphase.benchmarks.nothing_measured import require_some
+
+    require_some(result["rows"])
 
 
 def latency_step(save: Save, *, quick: bool, **options: Any) -> Outcome:

@@ -7,12 +7,12 @@ product's backend is timed by the host's clock, copies included. Without a GPU n
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from fourphase.benchmarks.latency.candidate import Task
 from fourphase.benchmarks.latency.runtimes import Loaded
+from fourphase.benchmarks.latency.scratch import folder_for_this_run
 from fourphase.benchmarks.latency.studies import arrays_of, studies_of, timed_backend
 from fourphase.runtime.bundle import Bundle, load_bundle
 from fourphase.runtime.cache import cache_folder
@@ -66,7 +66,7 @@ def load_engine(task: Task, flavour: str) -> Loaded:
 
 def _plans(bundle: Bundle, task: Task, flavour: str) -> tuple[FittingPlans, str]:
     """The plans that fit this GPU, built now if there are none; how they came to be. A user's bundle is not touched."""
-    home = cache_folder(_PLANS) or Path(tempfile.mkdtemp(prefix="fourphase-plans-"))
+    home = cache_folder(_PLANS) or folder_for_this_run("fourphase-plans-")
     built = PlanPolicy(home / bundle.sha256[:16])
     for policy in (PlanPolicy(), built):
         found, _ = fitting_plans(bundle, this_machine(), [task.precision], [flavour], policy)

@@ -21,6 +21,8 @@ _MEMINFO = Path("/proc/meminfo")
 _ANCHOR, _ANCHOR_NETWORK = ("torch-eager", "fp32"), "four-phase"
 #: The comparison that decides on int8 on a CPU.
 _INT8_PAIR = (("onnxruntime", "fp32"), ("openvino", "int8"))
+#: Runtimes that compute an FP16 model in FP32: on a CPU, where alone they run here.
+_NO_FP16 = ("onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def parts(group: Group, need: Callable[[Candidate], int], available: int) -> lis
 def group_pairs(group: Group, measured: Sequence[Candidate]) -> list[tuple[Candidate, Candidate, str]]:
     """(a, b, kind of pair) for those that were measured together: a is expected to take longer.
 
-    Of a network: the anchor over each; FP32 over each lower precision of the same runtime; ONNX Runtime's FP32 over
+    Of a network: the anchor over each; FP32 over each lower precision that the runtime has; ONNX Runtime's FP32 over
     OpenVINO's int8. Of a runtime: each network over four-phase.
     """
     if not measured:
@@ -109,7 +111,12 @@ def group_pairs(group: Group, measured: Sequence[Candidate]) -> list[tuple[Candi
     ways = {(one.runtime, one.precision): one for one in measured}
     if all(way in ways for way in _INT8_PAIR):
         pairs.append((ways[_INT8_PAIR[0]], ways[_INT8_PAIR[1]]))
-    return [(a, b, "precisions" if a.runtime == b.runtime else "runtimes") for a, b in dict.fromkeys(pairs)]
+    named = [(a, b, "precisions" if a.runtime == b.runtime else "runtimes") for a, b in dict.fromkeys(pairs)]
+    return [pair for pair in named if not (pair[2] == "precisions" and _is_fp16_in_name_only(pair))]
+
+
+def _is_fp16_in_name_only(pair: tuple[Candidate, Candidate, str]) -> bool:
+    return any(one.precision == "fp16" and one.runtime in _NO_FP16 for one in pair[:2])
 
 
 def available_bytes() -> int:

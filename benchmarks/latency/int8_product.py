@@ -27,7 +27,7 @@ def why_no_int8() -> str | None:
 
 def int8_product(edge: int) -> Callable[[], None]:
     """A function that multiplies two matrices of that edge, symmetric int8, weights per channel."""
-    core = openvino_backend._package().Core()
+    core = openvino_backend.package().Core()
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": len(os.sched_getaffinity(0))}
     compiled = core.compile_model(core.read_model(_model(edge), b""), "CPU", options)
     request = compiled.create_infer_request()

@@ -11,7 +11,7 @@ import onnx
 
 from fourphase.calibration.ladder import Step, steps_of
 from fourphase.calibration.lowering import blocks_of
-from fourphase.calibration.qdq import int8_policy, quantizable_values
+from fourphase.calibration.qdq import default_int8_policy, quantizable_values
 from fourphase.calibration.scales import CalibrationData, collect_histograms, scales_from
 from fourphase.calibration.thresholds import DEFAULT_ALGORITHM
 from fourphase.calibration.typed import fp16_policy
@@ -28,9 +28,8 @@ def lowered_steps(model: onnx.ModelProto, precisions: Sequence[str], data: Calib
 
     Raises: ModelIncompatible (20) if nothing of it would be int8; as lowering does (20, 25, 27).
     """
-    blocks = blocks_of(model)
-    makers = {"fp16": fp16_policy, "int8": int8_policy}
-    policies = {name: makers[name](blocks) for name in precisions}
+    makers = {"fp16": lambda: fp16_policy(blocks_of(model)), "int8": lambda: default_int8_policy(model)}
+    policies = {name: makers[name]() for name in precisions}
     scales = None
     if "int8" in policies:
         names = quantizable_values(model, policies["int8"])

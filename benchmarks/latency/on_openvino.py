@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fourphase.benchmarks.latency.candidate import Task
 from fourphase.benchmarks.latency.runtimes import Loaded
-from fourphase.benchmarks.latency.studies import arrays_of, studies_of, timed_backend
+from fourphase.benchmarks.latency.studies import arrays_of, check_lowered, fp16_note, studies_of, timed_backend
 from fourphase.runtime import openvino_backend
 from fourphase.runtime.bundle import load_bundle
 
@@ -23,8 +23,9 @@ def why_not(precision: str, device: str) -> str | None:
 
 
 def load(task: Task) -> Loaded:
-    """Raises: as the backend does (20, 21, 22, 23, 24)."""
+    """Raises: as the backend does (20 to 24), SelfCheckFailed (23) also for a lowered model off its golden outputs."""
     bundle = load_bundle(Path(task.bundle))
     backend = openvino_backend.load_backend(bundle, task.precision)
+    check_lowered(backend, bundle)
     studies = studies_of(bundle, task.batch)
-    return Loaded(timed_backend(backend, studies), arrays_of(backend.infer(studies)))
+    return Loaded(timed_backend(backend, studies), arrays_of(backend.infer(studies)), note=fp16_note(task.precision))

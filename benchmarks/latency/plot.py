@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fourphase.benchmarks.latency.tables import REHEARSAL, way_of
+from fourphase.benchmarks.latency.tables import REHEARSAL, Devices, fastest_by_batch, other_devices, way_of
 from fourphase.runtime.atomic import check_file_target, write_file
 from fourphase.runtime.errors import UsageError
 
@@ -17,7 +17,10 @@ _INCHES_PER_BAR, _INCHES_PER_PANEL = 0.24, 0.75
 
 
 def require_plot(path: Path) -> None:
-    """Before minutes are spent. Raises: UsageError, OutputNotWritable; ModuleNotFoundError without matplotlib."""
+    """Before minutes are spent, for every benchmark that draws: that it is a .png, can be written, and be drawn.
+
+    Raises: UsageError (2), OutputNotWritable (30); ModuleNotFoundError without matplotlib (the extra is named).
+    """
     import matplotlib  # noqa: F401
 
     if path.suffix.lower() != ".png":
@@ -39,7 +42,7 @@ def plot_latency(result: Mapping[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, height), layout="constrained")
     panels = figure.subplots(len(counts), 1, sharex=True, squeeze=False, height_ratios=[count + 1 for count in counts])
     for axes, name in zip(panels[:, 0], names, strict=False):
-        _draw(axes, name, [row for row in rows if row["network"] == name])
+        _draw(axes, name, [row for row in rows if row["network"] == name], other_devices(result))
     panels[-1, 0].set_xlabel("median latency in ms; line: fastest to 90 %; red mark: the limit of this machine")
     title = f"{result['machine']['cpu']['name']}, {result['settings']['threads']} threads"
     figure.suptitle(f"{title}\n{REHEARSAL}" if result["quick"] else title)
@@ -48,18 +51,19 @@ def plot_latency(result: Mapping[str, Any], path: Path) -> None:
     write_file(path, buffer.getvalue())
 
 
-def _draw(axes: Any, name: str, rows: list[Mapping[str, Any]]) -> None:
+def _draw(axes: Any, name: str, rows: list[Mapping[str, Any]], devices: Devices) -> None:
     latencies = [row["statistics"]["latency_ms"] for row in rows]
     medians = [one["p50"] for one in latencies]
-    fastest = min(medians)
-    colours = ["C0" if one == fastest else "0.75" for one in medians]
-    axes.barh(range(len(rows)), medians, color=colours, height=0.7)
+    fastest = fastest_by_batch(rows)
+    best = [row["status"] == "ok" and one == fastest[row["batch"]] for row, one in zip(rows, medians, strict=True)]
+    axes.barh(range(len(rows)), medians, color=["C0" if one else "0.75" for one in best], height=0.7)
     for place, (row, one) in enumerate(zip(rows, latencies, strict=True)):
         axes.plot([one["min"], one["p90"]], [place, place], color="0.3", linewidth=1)
         if row["limit"]:
             axes.plot([row["limit"]["limit_ms"]], [place], marker="|", markersize=10, color="C3")
         axes.annotate(f" {one['p50']:.4g}", (one["p90"], place), va="center", fontsize=8)
-    axes.set_yticks(range(len(rows)), [way_of(row) for row in rows], fontsize=8)
+    labels = [way_of(row, devices) + ("" if row["status"] == "ok" else f" ({row['status']})") for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_title(name, loc="left", fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.08)

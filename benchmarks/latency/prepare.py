@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from fourphase.benchmarks.guarded_steps import Outcome, Save
 from fourphase.benchmarks.latency.candidate import PRECISIONS
 from fourphase.benchmarks.latency.lowering import lowered_steps
 from fourphase.benchmarks.latency.prepared_contents import bundle_contents
+from fourphase.benchmarks.latency.scratch import folder_for_this_run
 from fourphase.benchmarks.networks import BASELINES, NETWORKS, TINY, Scale
 from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
 from fourphase.calibration.ladder import Step
@@ -127,7 +127,7 @@ def prepare_step(save: Save, *, network: str, quick: bool, precisions: Sequence[
 
 def benchmarks_folder() -> Path:
     """Where prepared networks are kept: in the cache, or, where it cannot be written, in a folder for this run."""
-    return cache_folder("benchmarks") or Path(tempfile.mkdtemp(prefix="fourphase-benchmarks-"))
+    return cache_folder("benchmarks") or folder_for_this_run("fourphase-benchmarks-")
 
 
 def _place(network: str, quick: bool, precisions: Sequence[str], work: Path | None) -> tuple[tuple[str, ...], Path]:

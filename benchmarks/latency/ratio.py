@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import Any
 
-__all__ = ["FEWEST_ROUNDS", "WIDEST", "Ratio", "paired_ratio"]
+__all__ = ["BUSIEST", "FEWEST_ROUNDS", "WIDEST", "Ratio", "paired_ratio", "refused_if_busy", "why_busy"]
 
 #: With fewer rounds an interval says nothing.
 FEWEST_ROUNDS = 5
 #: An interval whose ends differ by more than this factor is that of a noisy run: its ratio is not quoted.
 WIDEST = 1.25
+#: Above this share of the cores' time taken by others, no ratio is quoted.
+BUSIEST = 0.15
 _CONFIDENCE = 0.95
 
 
@@ -62,3 +64,16 @@ def paired_ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     if high / low > WIDEST:
         return Ratio(None, low, high, rounds, f"noisy: the interval {low:.2f} to {high:.2f} is wider than {WIDEST:g} x")
     return Ratio(math.exp(mean), low, high, rounds)
+
+
+def refused_if_busy(ratio: Ratio, busy: float | None) -> Ratio:
+    """The ratio without its value where others took more than BUSIEST of the cores' time; `busy`: None is unknown."""
+    said = why_busy(busy)
+    return replace(ratio, value=None, refused="; ".join(filter(None, (ratio.refused, said)))) if said else ratio
+
+
+def why_busy(busy: float | None) -> str:
+    """Why nothing is quoted of a run in which others took that share; "" if it was small or is unknown."""
+    if busy is None or busy <= BUSIEST:
+        return ""
+    return f"other processes took {busy:.0%} of the cores' time, more than {BUSIEST:.0%}"

@@ -1,31 +1,29 @@
 """From what was played to what is reported: a row per candidate, and the ratio of each pair.
 
-A row's statistics are of all its samples, whatever the group. Numbers in, JSON types out.
+A row's statistics are of all its samples, whatever the group. One that gives wrong outputs is failed and in no pair:
+a fast wrong answer is no win. Numbers in, JSON types out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Mapping, Sequence
 from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.benchmarks.differences import difference
+from fourphase.benchmarks.differences import FP32_RTOL, difference
 from fourphase.benchmarks.latency.candidate import Candidate
 from fourphase.benchmarks.latency.groups import Group, group_pairs
-from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio
+from fourphase.benchmarks.latency.ratio import paired_ratio, refused_if_busy
 from fourphase.benchmarks.latency.statistics import Measurement, statistics
 from fourphase.benchmarks.latency.turns import Played, PlayedGroup
 
-__all__ = ["BUSIEST", "empty_row", "measured_row", "merged_watches", "pairs_of"]
+__all__ = ["empty_row", "measured_row", "merged_watches", "pairs_of"]
 
 Floats = NDArray[np.float32]
 
-#: Above this share of the cores' time taken by others, no ratio of a group is quoted.
-BUSIEST = 0.15
 #: Medians of a candidate's groups that differ by more than this are said.
 _DRIFT = 0.10
 #: A waiting worker that uses more of a core than this is said to disturb the others.
@@ -33,23 +31,25 @@ _IDLE = 0.02
 _EMPTY = ("statistics", "limit", "difference", "memory", "load_s", "energy", "watched", "idle_cpu")
 
 
-def empty_row(candidate: Candidate, status: str, reason: str) -> dict[str, Any]:
-    """A row with nothing measured. `status`: "missing", "failed" or "not measured"."""
-    head = {**candidate.to_dict(), "status": status, "reason": reason}
+def empty_row(candidate: Candidate, status: str, reason: str, device: str = "cpu") -> dict[str, Any]:
+    """A row with nothing measured. `status`: "missing", "failed" or "not measured"; `device`: where it would run."""
+    head = {**candidate.to_dict(), "device": device, "status": status, "reason": reason}
     return {**head, **dict.fromkeys(_EMPTY), "drift": "", "note": ""}
 
 
-def measured_row(candidate: Candidate, games: Sequence[Played], reference: Mapping[str, Floats]) -> dict[str, Any]:
+def measured_row(
+    candidate: Candidate, games: Sequence[Played], reference: Mapping[str, Floats], device: str = "cpu"
+) -> dict[str, Any]:
     """The row of a candidate that played in these groups, without its limit.
 
-    One that failed in any of them is failed; what it had by then is in the row.
+    One that failed in any of them, or whose outputs are wrong, is failed; what it had by then is in the row.
 
     Args:
         reference: eager FP32's outputs, by name.
     """
     failed = next((game.failed for game in games if game.failed), None)
     status, reason = ("failed", failed.reason) if failed else ("ok", "")
-    row = empty_row(candidate, status, reason)
+    row = empty_row(candidate, status, reason, device)
     started = [game.started for game in games if game.started]
     turns = [turn for game in games for turn in game.turns]
     if started:
@@ -57,6 +57,9 @@ def measured_row(candidate: Candidate, games: Sequence[Played], reference: Mappi
         outputs = {name: np.asarray(values, np.float32) for name, values in started[0].outputs.items()}
         row["difference"] = difference(outputs, reference) if set(outputs) == set(reference) else None
         row["memory"] = _most([*(one.memory for one in started), *(turn.memory for turn in turns)])
+        wrong = _why_wrong(candidate.precision, row["difference"])
+        if wrong and not failed:
+            row["status"], row["reason"] = "failed", wrong
     if not turns:
         return row
     measurement = Measurement([list(turn.samples) for turn in turns], sum(turn.wall_s for turn in turns))
@@ -71,6 +74,18 @@ def measured_row(candidate: Candidate, games: Sequence[Played], reference: Mappi
         row["note"] = "; ".join(filter(None, (row["note"], disturbs)))
     row["drift"] = _drift(games)
     return row
+
+
+def _why_wrong(precision: str, found: Mapping[str, Any] | None) -> str:
+    """Why outputs are wrong, "" if they are not; what a lowered model may lose, its own self-check judges."""
+    if found is None:
+        return "it gives other outputs than the reference"
+    relative = found["relative"]
+    if relative is None:
+        return "its outputs are not finite, or have other shapes than torch's"
+    if precision == "fp32" and relative > FP32_RTOL:
+        return f"off torch FP32 by {relative:.1e} of the largest output, more than {FP32_RTOL:g}"
+    return ""
 
 
 def _most(memories: Sequence[Mapping[str, int | None]]) -> dict[str, int | None]:
@@ -125,19 +140,16 @@ def merged_watches(watches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def pairs_of(group: Group, result: PlayedGroup) -> list[dict[str, Any]]:
-    """The ratios of what was measured in turns in one group, or the reasons why there are none."""
-    whole = [candidate for candidate, game in result.played.items() if game.is_whole]
+def pairs_of(group: Group, result: PlayedGroup, wrong: Collection[Candidate] = ()) -> list[dict[str, Any]]:
+    """The ratios of what was measured in turns in one group, or the reasons why there are none.
+
+    Args:
+        wrong: candidates that take part in no pair, since they compute something else.
+    """
+    whole = [candidate for candidate, game in result.played.items() if game.is_whole and candidate not in wrong]
     pairs = []
     for a, b, kind in group_pairs(group, whole):
         ratio = paired_ratio(result.played[a].medians_ms, result.played[b].medians_ms)
-        ratio = _refused_if_busy(ratio, result.busy_elsewhere)
+        ratio = refused_if_busy(ratio, result.busy_elsewhere)
         pairs.append({"a": a.to_dict(), "b": b.to_dict(), "kind": kind, "ratio": ratio.to_dict()})
     return pairs
-
-
-def _refused_if_busy(ratio: Ratio, busy: float | None) -> Ratio:
-    if busy is None or busy <= BUSIEST:
-        return ratio
-    said = f"other processes took {busy:.0%} of the cores' time, more than {BUSIEST:.0%}"
-    return replace(ratio, value=None, refused="; ".join(filter(None, (ratio.refused, said))))

@@ -1,5 +1,7 @@
 """The first NVIDIA GPU's sensors: by NVML where `nvidia-ml-py` is installed, else by an nvidia-smi that reports on.
 
+The first is that of index 0, whatever CUDA_VISIBLE_DEVICES says: on a machine with several, another may be measured.
+
 A value that the card or its driver does not give is left out, never an error. Jetson's GPU is read from files.
 """
 
@@ -19,7 +21,10 @@ __all__ = ["NvidiaSmi", "nvml_probes"]
 #: NVML's clocks event reasons that slow the GPU down against the user's will: software power cap, hardware slowdown,
 #: software and hardware thermal slowdown, power brake. (Not: idle, clocks set by the user, sync boost, display.)
 _SLOWED = 0x4 | 0x8 | 0x20 | 0x40 | 0x80
-_SMI_QUERY = "power.draw,temperature.gpu,clocks.sm,clocks_event_reasons.active"
+_SMI_REST = "temperature.gpu,clocks.sm,clocks_event_reasons.active"
+#: power.draw alone is the average of the last second on most GPUs; older drivers know nothing else.
+_SMI_POWERS = ("power.draw.instant,power.draw", "power.draw")
+_SMI_FORM = ("--format=csv,noheader,nounits", "-lms", "200")
 #: NVML_TEMPERATURE_GPU and NVML_CLOCK_SM.
 _CORE, _SM_CLOCK = 0, 1
 
@@ -67,42 +72,63 @@ class NvidiaSmi:
     def __init__(self, program: str | None = None) -> None:
         self._latest: tuple[float | None, ...] = (None,) * 4
         self._first = threading.Event()
+        self._lock, self._closed = threading.Lock(), False
         self._process: subprocess.Popen[str] | None = None
-        path = program or shutil.which("nvidia-smi")
-        if path is not None:
-            command = [path, "--id=0", f"--query-gpu={_SMI_QUERY}", "--format=csv,noheader,nounits", "-lms", "200"]
-            with suppress(OSError):
-                self._process = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-                )
-                threading.Thread(target=self._follow, args=(self._process,), daemon=True).start()
+        self._path = program or shutil.which("nvidia-smi")
+        if self._path is not None:
+            threading.Thread(target=self._ask, args=(self._path,), daemon=True).start()
 
     def probes(self, wait_s: float = 5.0) -> list[Probe]:
         """What it reports, once its first line is there."""
-        if self._process is None or not self._first.wait(wait_s):
+        if self._path is None or not self._first.wait(wait_s):
             return []
         kinds = ("power", "temperature", "clock", "flag")
         found = [Probe(kind, "gpu", lambda place=place: self._value(place)) for place, kind in enumerate(kinds)]  # type: ignore[misc]
         return [probe for probe in found if probe.read()]
 
     def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        with self._lock:
+            self._closed = True
+            if self._process is not None:
+                self._process.kill()
+                self._process.wait()
 
     def _value(self, place: int) -> Sequence[float]:
         value = self._latest[place]
         return () if value is None else (value,)
 
-    def _follow(self, process: subprocess.Popen[str]) -> None:
+    def _ask(self, path: str) -> None:
+        """Asks for the power of the moment; a driver that has never heard of it, for the average of a second."""
+        for powers in _SMI_POWERS:
+            process = self._started([path, "--id=0", f"--query-gpu={powers},{_SMI_REST}", *_SMI_FORM])
+            if process is None or self._follow(process):
+                break
+        self._first.set()
+
+    def _started(self, command: Sequence[str]) -> subprocess.Popen[str] | None:
+        with self._lock, suppress(OSError):
+            if not self._closed:
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+                )
+                return self._process
+        return None
+
+    def _follow(self, process: subprocess.Popen[str]) -> bool:
+        """Reads it to its end; whether it reported anything."""
         assert process.stdout is not None
+        reported = False
         with process.stdout as lines:
             for line in lines:
                 cells = [cell.strip() for cell in line.split(",")]
-                if len(cells) == len(self._latest):
-                    self._latest = (*map(_float, cells[:3]), _slowed(cells[3]))
+                if len(cells) in (4, 5):
+                    *powers, temperature, clock, reasons = cells
+                    power = next((value for value in map(_float, powers) if value is not None), None)
+                    self._latest = (power, _float(temperature), _float(clock), _slowed(reasons))
                     self._first.set()
-        self._first.set()
+                    reported = True
+        process.wait()
+        return reported
 
 
 def _float(text: str) -> float | None:

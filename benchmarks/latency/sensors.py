@@ -136,27 +136,38 @@ class Watcher:
 
 
 @contextmanager
-def watch(root: Path = _ROOT, *, interval_s: float = INTERVAL_S, gpu: bool = True) -> Iterator[Watcher]:
+def watch(
+    root: Path = _ROOT,
+    *,
+    interval_s: float = INTERVAL_S,
+    gpu: bool = True,
+    before: Callable[[], object] = lambda: None,
+) -> Iterator[Watcher]:
     """Watches the machine while the context lasts; a missing sensor is never an error.
 
     Args:
         root: where `sys` and `proc` lie.
         gpu: also ask the first NVIDIA GPU.
+        before: called when the sensors are open, right before the first reading: starting nvidia-smi takes a second,
+            in which what was warm cools down.
     """
     probes, notes = file_probes(root)
     close = _nothing
     if gpu:
         on_gpu, close, said = _gpu_probes()
         probes, notes = [*probes, *on_gpu], [*notes, *said]
-    watcher = Watcher(probes, notes, root)
-    thread = threading.Thread(target=watcher._follow, args=(interval_s,), name="sensors", daemon=True)
-    watcher._begin()
-    thread.start()
     try:
-        yield watcher
+        before()
+        watcher = Watcher(probes, notes, root)
+        thread = threading.Thread(target=watcher._follow, args=(interval_s,), name="sensors", daemon=True)
+        watcher._begin()
+        thread.start()
+        try:
+            yield watcher
+        finally:
+            watcher._end()
+            thread.join()
     finally:
-        watcher._end()
-        thread.join()
         close()
 
 

@@ -140,7 +140,7 @@ def statistics(measurement: Measurement, batch: int) -> dict[str, Any]:
         "wall_s": measurement.wall_s,
         "studies_per_second": len(samples) * batch / measurement.wall_s,
         **summaries,
-        "round_medians_ms": [percentile([sample.compute_ms for sample in part], 50) for part in measurement.rounds],
+        "round_medians_ms": [percentile([sample.latency_ms for sample in part], 50) for part in measurement.rounds],
         "noisy": compute["cv_percent"] > NOISY_PERCENT,
         "enqueue_bound": enqueue is not None and enqueue["p50"] > ENQUEUE_BOUND * compute["p50"],
     }

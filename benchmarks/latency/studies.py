@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from fourphase.benchmarks.latency.statistics import Sample
 from fourphase.runtime.backend import Backend, Outputs
 from fourphase.runtime.bundle import Bundle, load_bundle
+from fourphase.runtime.selfcheck import self_check
 
-__all__ = ["arrays_of", "reference_outputs", "studies_of", "timed_backend"]
+__all__ = ["arrays_of", "check_lowered", "fp16_note", "reference_outputs", "studies_of", "timed_backend"]
 
 Floats = NDArray[np.float32]
 
@@ -47,3 +48,17 @@ def timed_backend(backend: Backend, studies: Floats) -> Callable[[], Sample]:
         return Sample(1e3 * (time.perf_counter() - started))
 
     return once
+
+
+def check_lowered(backend: Backend, bundle: Bundle) -> None:
+    """A lowered model must give its golden outputs, as in the product; FP32's are compared with PyTorch's in any case.
+
+    Raises: SelfCheckFailed (23); IntegrityError (21), ModelIncompatible (20) for golden outputs that are not there.
+    """
+    if backend.precision != "fp32":
+        self_check(backend, bundle)
+
+
+def fp16_note(precision: str) -> str:
+    """What must be known of FP16 in a runtime that has none on a CPU; "" for other precisions."""
+    return "computed in FP32: this runtime has no FP16 on a CPU" if precision == "fp16" else ""

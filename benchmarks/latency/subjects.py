@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fourphase.benchmarks.guarded_steps import Step, run_step
 from fourphase.benchmarks.latency.candidate import Candidate, Task
 from fourphase.benchmarks.latency.limits import Cost, network_cost
 from fourphase.benchmarks.latency.runtimes import RUNTIMES, TORCH
 from fourphase.runtime.bundle import Bundle, load_bundle
+from fourphase.runtime.config import canonical_json
 from fourphase.runtime.console import note
+from fourphase.runtime.errors import UsageError
+
+if TYPE_CHECKING:
+    from fourphase.export.checkpoint import Checkpoint
 
 __all__ = ["Subject", "bundle_subject", "prepared_subject"]
 
@@ -106,7 +111,8 @@ def prepared_subject(name: str, precisions: Sequence[str], *, quick: bool, work:
 def bundle_subject(path: Path, checkpoint: str | None) -> Subject:
     """A user's own bundle.
 
-    Raises: ModelIncompatible (20), IntegrityError (21) if it is none; as reading a checkpoint.
+    Raises: ModelIncompatible (20), IntegrityError (21) if it is none; as reading a checkpoint; UsageError (2) for a
+        checkpoint of another network.
     """
     bundle = load_bundle(path)
     name = f"bundle:{path.resolve().name}"
@@ -120,17 +126,46 @@ def _cost_of(bundle: Bundle, checkpoint: str | None) -> tuple[Cost | None, str]:
 
     from fourphase.export.config import NetworkConfig
     from fourphase.export.network import FourPhaseNet
-    from fourphase.runtime.errors import UsageError
 
     with torch.device("meta"):
         study = torch.empty(1, *bundle.input_shape)
     if checkpoint:
         from fourphase.export.checkpoint import load_checkpoint
 
-        return network_cost(load_checkpoint(Path(checkpoint)).network, study), ""
+        found = load_checkpoint(Path(checkpoint))
+        _require_same_network(found, bundle)
+        return network_cost(found.network, study), ""
     try:
         with torch.device("meta"):
             network = FourPhaseNet(NetworkConfig.from_dict(dict(bundle.network)))
     except UsageError:
         return None, "the bundle's network is not ours, and without --checkpoint nothing else is known of it"
     return network_cost(network, study), ""
+
+
+def _require_same_network(checkpoint: Checkpoint, bundle: Bundle) -> None:
+    """Raises: UsageError for a checkpoint of another network than the bundle's; weights, the outputs tell of."""
+    interface = checkpoint.interface
+    pairs = {
+        "phases": (list(interface.phases), list(bundle.phases)),
+        "classes": (list(interface.classes), list(bundle.classes)),
+        "input": (list(interface.input_sizes(checkpoint.preprocessing)), list(bundle.input_shape)),
+        "network": (dict(checkpoint.section), _known_of(bundle) or dict(checkpoint.section)),
+    }
+    for what, (one, two) in pairs.items():
+        if canonical_json({what: one}) != canonical_json({what: two}):
+            raise UsageError(
+                f"the checkpoint and the bundle are of different networks: {what} {one} and {two}",
+                "give the checkpoint that the bundle was built from",
+                key="checkpoint_of_another",
+            )
+
+
+def _known_of(bundle: Bundle) -> dict[str, Any] | None:
+    """What the manifest says of how the network is made, defaults included; None of a graph that was brought along."""
+    from fourphase.export.interface import four_phase_config
+
+    ours = four_phase_config(bundle.network)
+    if ours is not None:
+        return ours.to_dict()
+    return None if "onnx" in bundle.network else dict(bundle.network)

@@ -6,7 +6,7 @@ play on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
@@ -15,7 +15,7 @@ from fourphase.benchmarks.latency.candidate import Candidate, Task
 from fourphase.benchmarks.latency.sensors import watch
 from fourphase.benchmarks.latency.workers import Patience, Started, Turn, Worker, WorkerFailed
 
-__all__ = ["LONG_S", "Played", "PlayedGroup", "Rounds", "play"]
+__all__ = ["LONG_S", "Played", "PlayedGroup", "Rounds", "busiest", "play"]
 
 
 #: Seconds of an inference that needs no warm-up before every turn.
@@ -62,7 +62,7 @@ class PlayedGroup:
     """All candidates of a group or of a part of it.
 
     Attributes:
-        busy_elsewhere: share of the cores' time that processes other than ours took during the rounds; None: unknown.
+        busy_elsewhere: share of the cores' time that others took during the rounds, see `busiest`; None: unknown.
     """
 
     played: Mapping[Candidate, Played]
@@ -76,7 +76,11 @@ def play(
     patience: Patience | None = None,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> PlayedGroup:
-    """Measures the candidates in turns (A B C, A B C, ...). `advance` is called for every turn that is through."""
+    """Measures the candidates in turns (A B C, A B C, ...). `advance` is called for every turn that is through.
+
+    Without `patience` a turn may take what it is asked for twice over, and ten minutes more.
+    """
+    patience = patience or Patience(turn_s=Patience.turn_s + 2 * rounds.seconds / rounds.rounds)
     played = {candidate: Played() for candidate in tasks}
     with ExitStack() as stack:
         workers: dict[Candidate, Worker] = {}
@@ -94,8 +98,19 @@ def play(
                     if not _turn(worker, played[candidate], rounds):
                         del workers[candidate]
                     advance(1)
-        busy = watcher.result().busy_elsewhere
+        busy = busiest(played.values(), watcher.result().busy_elsewhere)
     return PlayedGroup(played, busy)
+
+
+def busiest(games: Iterable[Played], whole: float | None) -> float | None:
+    """The share of the cores that others took: `whole`, of all usable cores, or the median of the turns, if larger.
+
+    A worker watches the cores it may use: with few of them, a neighbour on one is a small share of the machine.
+    """
+    shares = [turn.watched["busy_elsewhere"] for game in games for turn in game.turns]
+    known = [share for share in shares if share is not None]
+    found = [*([median(known)] if known else []), *([] if whole is None else [whole])]
+    return max(found, default=None)
 
 
 def _turn(worker: Worker, played: Played, rounds: Rounds) -> bool:

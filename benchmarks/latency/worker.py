@@ -20,6 +20,7 @@ from fourphase.benchmarks.latency.candidate import Task
 from fourphase.benchmarks.latency.runtimes import Loaded, load_task
 from fourphase.benchmarks.latency.sensors import watch
 from fourphase.benchmarks.latency.statistics import Protocol, Sample, measure_interleaved
+from fourphase.benchmarks.with_parent import end_with_parent
 from fourphase.runtime.errors import FourphaseError
 
 __all__ = ["Idle", "host_bytes", "main", "why_failed"]
@@ -73,6 +74,7 @@ def why_failed(error: BaseException) -> dict[str, str]:
 
 def main(descriptor: int) -> None:
     """Serves one parent until it says "end" or is gone."""
+    end_with_parent(descriptor)
     connection = Connection(descriptor)
     task = Task.from_dict(_received(connection))
     try:
@@ -100,20 +102,23 @@ def _timed_load(task: Task) -> tuple[Loaded, float]:
 
 
 def _turn(infer: Callable[[], Sample], order: Mapping[str, Any]) -> dict[str, Any]:
-    """A short warm-up, then one watched round.
+    """A short warm-up with the sensors open, so that opening them cools nothing down, then one watched round.
 
     `warmup_s` is 0 where the candidate's inferences are so long that they are their own (see `turns.Rounds`).
     """
-    started = time.perf_counter()
-    while time.perf_counter() - started < order["warmup_s"]:
-        infer()
     protocol = Protocol(warmup_s=0.0, seconds=order["seconds"], iterations=order["iterations"], rounds=1)
-    with watch(gpu=order["gpu"]) as watcher:
+    with watch(gpu=order["gpu"], before=lambda: _warm_up(infer, order["warmup_s"])) as watcher:
         measurement = measure_interleaved({"": infer}, protocol)[""]
     if measurement.error:
         raise measurement.error
     samples = [[one.compute_ms, one.h2d_ms, one.d2h_ms, one.enqueue_ms] for one in measurement.samples]
     return {"samples": samples, "wall_s": measurement.wall_s, "watched": watcher.result().to_dict()}
+
+
+def _warm_up(infer: Callable[[], Sample], seconds: float) -> None:
+    started = time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        infer()
 
 
 def _memory(loaded: Loaded) -> dict[str, int | None]:

@@ -29,7 +29,10 @@ _FAREWELL_S = 5.0
 
 @dataclass(frozen=True)
 class Patience:
-    """Seconds that a worker may take to load (compiling included), and for one turn."""
+    """Seconds that a worker may take to load (compiling included), and for one turn.
+
+    `turns.play` adds to the latter what a turn is asked to take.
+    """
 
     load_s: float = 1800.0
     turn_s: float = 600.0

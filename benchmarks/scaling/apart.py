@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -19,6 +20,8 @@ __all__ = ["Apart", "ApartFailed"]
 
 Floats = NDArray[np.float32]
 _WORKER = "fourphase.benchmarks.scaling.worker"
+#: Seconds for loading a graph, and for the inferences of a turn: a hang must end some time.
+LIMIT_S = 1200.0
 
 
 class ApartFailed(Exception):
@@ -34,8 +37,11 @@ class Apart:
         peak_bytes: largest resident memory of the process so far.
     """
 
-    def __init__(self, runtime: str, model: Path, input_name: str, shape: Sequence[int]) -> None:
-        """Raises: ApartFailed if the graph does not load or run."""
+    def __init__(
+        self, runtime: str, model: Path, input_name: str, shape: Sequence[int], *, limit_s: float = LIMIT_S
+    ) -> None:
+        """Raises: ApartFailed if the graph does not load or run, or not within `limit_s`."""
+        self._limit_s = limit_s
         self._folder = tempfile.TemporaryDirectory()
         saved, self._said = Path(self._folder.name, "outputs.npz"), Path(self._folder.name, "stderr")
         arguments = [runtime, str(model), input_name, json.dumps(list(shape)), str(saved)]
@@ -65,6 +71,10 @@ class Apart:
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        # An answer is one line, written at once: where its first byte is, the rest is.
+        if not select.select([self._process.stdout], [], [], self._limit_s)[0]:
+            self._process.kill()
+            raise ApartFailed(f"stopped: no answer within {self._limit_s:g} s")
         line = self._process.stdout.readline()
         if not line:
             raise ApartFailed(self._end())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourphase.runtime.console import be_quiet, say_errors_as_json
-from fourphase.runtime.errors import OutputNotWritable, UsageError
+from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -55,13 +54,14 @@ def gru(
         hidden=_numbers(hidden, "--hidden"),
         engine_seconds=engine_seconds,
     )
+    if not json_output:
+        _print_gru(table)
+    print(json.dumps(result, allow_nan=False), flush=True)
+    say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.scaling.plot import plot_gru
 
         plot_gru(table, plot)
-    if not json_output:
-        _print_gru(table)
-    print(json.dumps(result, allow_nan=False))
 
 
 def gru_step(save: Save, *, quick: bool, **options: Any) -> Outcome:
@@ -82,6 +82,7 @@ def _gru(
 ) -> tuple[dict[str, Any], GruTable]:
     from dataclasses import replace
 
+    from fourphase.benchmarks.places import cleaned
     from fourphase.benchmarks.scaling.gru_bench import GRU_RUNTIMES, QUICK_GRU, GruOptions, run_gru
     from fourphase.benchmarks.scaling.gru_table import SCHEMA
 
@@ -92,9 +93,9 @@ def _gru(
     if engine_seconds is not None:
         chosen["engine_seconds"] = engine_seconds
     head = _head(SCHEMA)
-    saved = (lambda table: save(head | table.to_dict())) if save else (lambda table: None)
+    saved = (lambda table: save(head | cleaned(table.to_dict()))) if save else (lambda table: None)
     table = run_gru(replace(options, **chosen), saved)
-    return head | table.to_dict(), table
+    return head | cleaned(table.to_dict()), table
 
 
 def scaling(
@@ -115,13 +116,14 @@ def scaling(
     result, table = _scaling(
         quick=quick, networks=_names(network), runtimes=_names(runtime), kinds=_names(what), rounds=rounds
     )
+    if not json_output:
+        _print_scaling(table)
+    print(json.dumps(result, allow_nan=False), flush=True)
+    say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.scaling.plot import plot_scaling
 
         plot_scaling(table, plot)
-    if not json_output:
-        _print_scaling(table)
-    print(json.dumps(result, allow_nan=False))
 
 
 def scaling_step(save: Save, *, quick: bool, **options: Any) -> Outcome:
@@ -140,6 +142,7 @@ def _scaling(
     kinds: Sequence[str] | None = None,
     rounds: int | None = None,
 ) -> tuple[dict[str, Any], ScalingTable]:
+    from fourphase.benchmarks.places import cleaned
     from fourphase.benchmarks.scaling.cpu_runtimes import CPU_RUNTIMES
     from fourphase.benchmarks.scaling.scaling_bench import SCALING_NETWORKS, ScalingOptions, run_scaling
     from fourphase.benchmarks.scaling.sweeps import KINDS, SCHEMA
@@ -152,9 +155,9 @@ def _scaling(
     if rounds is not None:
         chosen["rounds"] = rounds
     head = _head(SCHEMA)
-    saved = (lambda table: save(head | table.to_dict())) if save else (lambda table: None)
+    saved = (lambda table: save(head | cleaned(table.to_dict()))) if save else (lambda table: None)
     table = run_scaling(ScalingOptions(**chosen, quick=quick), saved)
-    return head | table.to_dict(), table
+    return head | cleaned(table.to_dict()), table
 
 
 def _head(schema: str) -> dict[str, Any]:
@@ -168,11 +171,9 @@ def _set_up(json_output: bool, quiet: bool, plot: Path | None) -> None:
     be_quiet(quiet)
     say_errors_as_json(json_output)
     if plot is not None:
-        importlib.import_module("matplotlib")
-        if not plot.parent.is_dir():
-            raise OutputNotWritable(
-                f"the folder of {plot} does not exist", "create it, or choose another --plot", key="output_no_folder"
-            )
+        from fourphase.benchmarks.latency.plot import require_plot
+
+        require_plot(plot)
 
 
 def _names(text: str | None) -> list[str] | None:

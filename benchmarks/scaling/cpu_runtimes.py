@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,8 +27,6 @@ CPU_RUNTIMES = ("onnxruntime", "openvino")
 _BACKENDS = MappingProxyType({"onnxruntime": onnxruntime_backend, "openvino": openvino_backend})
 #: Messages of severity below 4 (fatal) would repeat on stderr what the exception says.
 _FATAL_ONLY = 4
-#: A package that is None cannot be imported: OpenVINO then sends nothing to its maker.
-_TELEMETRY = "openvino_telemetry"
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +79,7 @@ def _in_onnxruntime(model: bytes) -> LoadedGraph:
 
 
 def _in_openvino(model: bytes) -> LoadedGraph:
-    sys.modules.setdefault(_TELEMETRY, None)  # type: ignore[arg-type]
-    openvino = importlib.import_module("openvino")
+    openvino = openvino_backend.package()
     options = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": "f32",

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from fourphase.benchmarks.latency.sensors import watch
 from fourphase.benchmarks.latency.statistics import (
     Measurement,
     Protocol,
@@ -22,6 +23,7 @@ from fourphase.benchmarks.latency.statistics import (
     summary,
 )
 from fourphase.benchmarks.latency.torch_timer import Inference, Transfers, own_stream, timed, use_strict_fp32
+from fourphase.benchmarks.latency.worker import why_failed
 from fourphase.benchmarks.scaling.cpu_runtimes import CPU_RUNTIMES, LoadedGraph, load_graph, usable_threads, why_missing
 from fourphase.benchmarks.scaling.gru_engines import ENGINE_RUNTIMES, EngineBudget, gru_engine
 from fourphase.benchmarks.scaling.gru_graphs import FORMS, INPUT, OUTPUT, GruCase, GruGraphs, gru_graphs, why_wrong
@@ -116,9 +118,11 @@ def _measured(graphs: GruGraphs, options: GruOptions, budget: EngineBudget) -> l
             if candidate is not None:
                 candidates[runtime, form] = candidate
     named = {f"{runtime} {form}": candidate for (runtime, form), candidate in candidates.items()}
-    found = measure_interleaved(named, options.protocol)
+    with watch(gpu=False) as watcher:
+        found = measure_interleaved(named, options.protocol)
+    busy = watcher.result().busy_elsewhere
     for key in candidates:
-        rows[key] = _with_times(rows[key], found[" ".join(key)])
+        rows[key] = replace(_with_times(rows[key], found[" ".join(key)]), busy_elsewhere=busy)
     return list(rows.values())
 
 
@@ -135,7 +139,7 @@ def _prepared(row: GruRow, graphs: GruGraphs, budget: EngineBudget) -> tuple[Gru
         loaded = load_graph(row.runtime, graphs.models[row.form].SerializeToString())
         state = loaded.run({INPUT: graphs.sequence})[OUTPUT]
     except Exception as error:  # the runtimes' exceptions share no base class
-        return replace(row, status="failed", reason=str(error).splitlines()[0]), None
+        return replace(row, status="failed", reason=why_failed(error)["reason"]), None
     found, wrong = why_wrong(state, graphs.reference)
     row = replace(row, prepare_s=loaded.prepare_s, layers=loaded.layers, difference=found)
     if wrong:
@@ -167,7 +171,7 @@ def _in_torch(row: GruRow, graphs: GruGraphs) -> tuple[GruRow, Callable[[], Samp
 
 def _with_times(row: GruRow, measurement: Measurement) -> GruRow:
     if measurement.error is not None:
-        return replace(row, status="failed", reason=str(measurement.error).splitlines()[0])
+        return replace(row, status="failed", reason=why_failed(measurement.error)["reason"])
     rounds: Sequence[Sequence[float]] = [[sample.latency_ms for sample in part] for part in measurement.rounds]
     medians = tuple(percentile(part, 50) for part in rounds)
     times = summary([ms for part in rounds for ms in part])

@@ -5,6 +5,7 @@ Without a GPU, TensorRT for RTX still builds: seconds, bytes and layers are then
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourphase.benchmarks.latency.statistics import Sample
+from fourphase.benchmarks.latency.worker import why_failed
 from fourphase.benchmarks.scaling.gru_graphs import INPUT, OUTPUT, GruGraphs, why_wrong
 from fourphase.benchmarks.scaling.gru_table import GruRow
 from fourphase.engine.build import build_engine
@@ -47,20 +49,23 @@ def gru_engine(row: GruRow, graphs: GruGraphs, budget: EngineBudget) -> tuple[Gr
 
     Returns: the row as it stands now, and what runs the engine once; None without a GPU, or if it gave a wrong state.
     """
-    spent = budget.why_spent()
-    if spent:
-        return replace(row, status="not measured", reason=spent), None
     try:
         flavour = load_flavour(row.runtime)
     except (EnvironmentFault, GPUUnavailable) as fault:
         return replace(row, status="missing", reason=fault.message), None
+    spent = budget.why_spent()
+    if spent:
+        return replace(row, status="not measured", reason=spent), None
     model = graphs.models[row.form].SerializeToString()
+    started = time.monotonic()
     try:
         built = build_engine(EngineSource(model, "fp32"), row.runtime, BuildOptions(batch=(1, 1, 1)))
     except EngineBuildFailed as fault:
         return replace(row, status="failed", reason=fault.message), None
+    finally:
+        # Also of a build that failed: its time is gone, too.
+        budget.spent_s += time.monotonic() - started
     seconds = float(built.meta["build_seconds"])
-    budget.spent_s += seconds
     row = replace(row, prepare_s=seconds, plan_bytes=len(built.plan), layers=parsed_layers(flavour, model))
     if flavour.gpu.device is None:
         return replace(row, status="not measured", reason=f"built, not run: {flavour.gpu.reason}"), None
@@ -91,4 +96,4 @@ def _on_gpu(
             return replace(row, status="failed", reason=wrong), None
         return row, engine.candidate(inputs)
     except RuntimeError as error:
-        return replace(row, status="failed", reason=str(error).splitlines()[0]), None
+        return replace(row, status="failed", reason=why_failed(error)["reason"]), None

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fourphase.benchmarks.differences import FP32_RTOL, difference
 from fourphase.benchmarks.latency.limits import Cost
+from fourphase.benchmarks.latency.sensors import watch
 from fourphase.benchmarks.latency.statistics import percentile, summary
 from fourphase.benchmarks.scaling.apart import Apart, ApartFailed
 from fourphase.benchmarks.scaling.cpu_runtimes import usable_threads, why_missing
@@ -177,17 +178,19 @@ def _in_turns(points: Mapping[Key, Point], ready: Mapping[Key, Apart], options: 
     """The points whose processes are ready, timed."""
     times: dict[Key, list[list[float]]] = {key: [] for key in ready}
     failed: dict[Key, str] = {}
-    for _ in range(options.rounds):
-        for key, process in ready.items():
-            if key not in failed:
-                try:
-                    times[key].append(process.run(_inferences(process.once_ms, options)))
-                except ApartFailed as error:
-                    failed[key] = str(error)
+    with watch(gpu=False) as watcher:
+        for _ in range(options.rounds):
+            for key, process in ready.items():
+                if key not in failed:
+                    try:
+                        times[key].append(process.run(_inferences(process.once_ms, options)))
+                    except ApartFailed as error:
+                        failed[key] = str(error)
+    busy = watcher.result().busy_elsewhere
     return {
         key: replace(points[key], status="failed", reason=failed[key])
         if key in failed
-        else _with_times(points[key], times[key], process.peak_bytes)
+        else replace(_with_times(points[key], times[key], process.peak_bytes), busy_elsewhere=busy)
         for key, process in ready.items()
     }
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from fourphase.benchmarks.latency.ratio import paired_ratio
+from fourphase.benchmarks.latency.ratio import paired_ratio, refused_if_busy
 from fourphase.benchmarks.scaling.fit import PowerLaw, power_law, verdict
 
 __all__ = ["FULL", "KINDS", "QUICK", "SCHEMA", "Point", "ScalingTable", "Size", "Sweep", "SweepResult"]
@@ -75,6 +75,7 @@ class Point:
         peak_bytes: largest resident memory of the point's own process, the runtime's libraries included.
         prepare_s: to load the graph.
         difference: of the outputs, against torch eager FP32 on the same input.
+        busy_elsewhere: share of the cores' time that others took while the points took turns; None: unknown.
     """
 
     x: int
@@ -86,11 +87,13 @@ class Point:
     peak_bytes: int | None = None
     prepare_s: float | None = None
     difference: dict[str, Any] | None = None
+    busy_elsewhere: float | None = None
 
     @property
     def noise(self) -> str:
-        """Why its latency is not steady enough for a fit, "" if it is: the interval of its rounds, as of a ratio."""
-        return paired_ratio(self.round_medians_ms, [1.0] * len(self.round_medians_ms)).refused
+        """Why its latency is no point of a fit, "" if it is one: noisy rounds, or others' work, as for a ratio."""
+        rounds = paired_ratio(self.round_medians_ms, [1.0] * len(self.round_medians_ms))
+        return refused_if_busy(rounds, self.busy_elsewhere).refused
 
 
 @dataclass(frozen=True)

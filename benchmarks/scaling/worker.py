@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fourphase.benchmarks.scaling.cpu_runtimes import LoadedGraph, load_graph
+from fourphase.benchmarks.with_parent import end_with_parent
 
 __all__ = ["example_input", "peak_bytes"]
 
@@ -50,6 +51,7 @@ def _say(**content: object) -> None:
 
 
 def _main(runtime: str, model: str, name: str, shape: str, outputs: str) -> None:
+    end_with_parent(1)
     graph = load_graph(runtime, Path(model).read_bytes())
     inputs = {name: example_input(json.loads(shape))}
     np.savez(outputs, **graph.run(inputs))  # type: ignore[arg-type]

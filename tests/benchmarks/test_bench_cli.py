@@ -1,4 +1,6 @@
+import inspect
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -9,9 +11,12 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from fourphase.benchmarks import networks, preprocess_bench
+from fourphase.benchmarks import cli, networks, preprocess_bench
 from fourphase.benchmarks.accuracy import calibration_bench, judgement, training
+from fourphase.benchmarks.accuracy import cli as accuracy_cli
 from fourphase.benchmarks.cli import app
+from fourphase.benchmarks.end_to_end.command import end_to_end_step
+from fourphase.benchmarks.latency.ratio import FEWEST_ROUNDS
 from fourphase.benchmarks.phantoms.phantom import make_phantom
 from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy, write_study
 from fourphase.calibration import metrics
@@ -96,9 +101,48 @@ def test_preprocess_measures_both_pipelines_and_they_agree(study: WrittenStudy) 
         assert sum(body["shares"][name].values()) == pytest.approx(1)
         assert body["seconds"][name] > 0
         assert 30 < body["peak_mb"][name] < 2000
-    assert body["ratio"] == pytest.approx(
-        body["seconds"][preprocess_bench.THEIRS] / body["seconds"][preprocess_bench.OURS]
+    assert body["machine"]["cpu"]["usable_cores"] >= 1
+    assert body["quick"] is False
+    threads = len(os.sched_getaffinity(0))
+    assert body["settings"] == {"study": "the study given", "slices": 160, "repeats": 1, "threads": threads}
+    # One run each has no interval, so no ratio is quoted, nor one of the medians instead.
+    refused = "1 rounds, an interval needs 5"
+    assert (body["paired_ratio"]["value"], body["paired_ratio"]["refused"]) == (None, refused)
+    assert "ratio" not in body
+    assert f"No ratio is quoted: {refused}." in lines
+
+
+def test_preprocess_quotes_the_ratio_in_turns(capsys: pytest.CaptureFixture[str]) -> None:
+    ours, theirs = preprocess_bench.OURS, preprocess_bench.THEIRS
+    runs = {ours: [1.0, 1.1, 1.0, 1.1, 1.0], theirs: [2.0, 2.2, 2.0, 2.2, 2.0]}
+    both = dict.fromkeys(runs, 1.0)
+    comparison = preprocess_bench.Comparison(
+        5, 160, both, dict.fromkeys(runs, (1.0, 1.0)), runs, both, both, {name: {"scan": 1.0} for name in runs}, 0.0
     )
+    cli._print_comparison(comparison)
+    assert "2.00 (2.00–2.00) (theirs over ours; above 1, ours is faster)." in capsys.readouterr().out
+    found = preprocess_bench.result_of(comparison, "a study", quick=True)
+    assert (found["quick"], found["paired_ratio"]["value"]) == (True, pytest.approx(2))
+
+
+def test_enough_runs_for_a_ratio_are_the_default() -> None:
+    assert preprocess_bench.REPEATS >= FEWEST_ROUNDS
+    assert inspect.signature(cli.preprocess).parameters["repeats"].default == preprocess_bench.REPEATS
+
+
+def test_steps_without_simpleitk_are_skipped_and_did_not_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preprocess_bench, "find_spec", lambda name: None)
+    for step in (preprocess_bench.preprocess_step, end_to_end_step):
+        outcome = step(lambda record: None, quick=True)
+        assert (outcome.status, outcome.result) == ("skipped", {})
+        assert outcome.reason == "SimpleITK is not installed: pip install 'fourphase[dev]'"
+
+
+def test_a_full_disk_is_no_bug_of_preprocess(study: WrittenStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OutputNotWritable):
+            cli.preprocess(study.dicom, study.box, repeats=1, quiet=True)
 
 
 def test_peak_memory_is_the_childs_own(study: WrittenStudy) -> None:
@@ -210,6 +254,18 @@ def test_calibration_prints_a_table_the_winners_and_one_line_of_json(bundle: Pat
 def test_a_bare_onnx_is_taken_with_a_note(bundle: Path) -> None:
     text = invoke("calibration", bundle / "model.fp32.onnx", "--counts", "1", "--evaluate", "2")
     assert "an ONNX carries no preprocessing" in text
+
+
+@pytest.mark.usefixtures("few_resamples")
+def test_a_full_disk_is_no_bug_of_accuracy(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in (
+        partial(accuracy_cli.accuracy, bundle, count=2, json_output=True),
+        partial(accuracy_cli.calibration, bundle, counts="1", evaluate=2),
+    ):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr("sys.stdout", full)
+            with pytest.raises(OutputNotWritable):
+                command()
 
 
 @pytest.mark.parametrize("counts", ["", "8,", "0", "8;64", "-1", "8.5", "1000000"])

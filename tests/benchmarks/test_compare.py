@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import typer
-from scipy.stats import ttest_ind
+from scipy.stats import norm, ttest_ind
 from typer.testing import CliRunner
 
 from fourphase.benchmarks.report import cli
@@ -20,8 +21,8 @@ from fourphase.benchmarks.report.compare import CompareResult, Pair, compare
 from fourphase.benchmarks.report.document import read_json
 from fourphase.benchmarks.report.sections import SECTIONS
 from fourphase.benchmarks.report.welch import change_of_rounds, change_of_spreads
-from fourphase.runtime.errors import InputMissing, UsageError
-from tests.support.bench_reports import bench_report, latency_section
+from fourphase.runtime.errors import InputMissing, OutputNotWritable, UsageError
+from tests.support.bench_reports import PROTOCOL, bench_report, latency_section
 
 Json = dict[str, Any]
 
@@ -61,6 +62,9 @@ def test_welchs_interval_is_scipys() -> None:
     middle = (interval.low + interval.high) / 2
     assert change.ratio == pytest.approx(math.exp(middle))
     assert change.noise == pytest.approx(math.exp((interval.high - interval.low) / 2) - 1)
+    interval = ttest_ind(np.log(new), np.log(old), equal_var=False).confidence_interval(0.999)
+    wider = change_of_rounds(old.tolist(), new.tolist(), 0.999)
+    assert wider.noise == pytest.approx(math.exp((interval.high - interval.low) / 2) - 1)
 
 
 def test_welchs_interval_in_closed_form() -> None:
@@ -81,7 +85,9 @@ def test_runs_without_any_spread_have_no_noise() -> None:
 
 def test_the_noise_of_spreads_is_that_of_both() -> None:
     change = change_of_spreads(100, 110, 3, 4)
-    assert (change.ratio, change.noise) == pytest.approx((1.1, math.exp(1.96 * 0.05) - 1))
+    assert (change.ratio, change.noise) == pytest.approx((1.1, math.exp(norm.ppf(0.975) * 0.05) - 1))
+    wider = change_of_spreads(100, 110, 3, 4, 0.999)
+    assert wider.noise == pytest.approx(math.exp(norm.ppf(0.9995) * 0.05) - 1)
 
 
 @pytest.mark.parametrize("seed", range(1, 6))
@@ -177,6 +183,79 @@ def test_every_section_of_times_is_compared(name: str) -> None:
     assert all(pair.ratio == pytest.approx(1.5, rel=0.1) for pair in slower)
 
 
+def test_an_archive_is_compared_by_the_study() -> None:
+    """Twice as many studies take twice as long: nothing has changed."""
+    old, new = bench_report()["sections"]["archive"], bench_report()["sections"]["archive"]
+    for section, factor in ((old, 1), (new, 2)):
+        section["studies"] *= factor
+        for row in section["rows"]:
+            if row["seconds"]:
+                row["rounds_s"] = [factor * share * row["seconds"] for share in (0.99, 1.0, 1.01, 1.0, 1.0)]
+                row["seconds"] *= factor
+    found = compare(old, new)
+    assert found.regressions == ()
+    measured = [pair for pair in found.pairs if pair.verdict == "unchanged"]
+    assert len(measured) == 5
+    assert all(pair.ratio == pytest.approx(1) for pair in measured)
+    one = pair_of(found, "one process, 1 workers, 2 threads each")
+    assert one.old == pytest.approx(28 / 16, rel=1e-3)
+    assert one.noise_from == "tolerance"
+
+
+def test_an_archive_in_which_every_study_failed_is_lost() -> None:
+    old, new = bench_report()["sections"]["archive"], bench_report()["sections"]["archive"]
+    new["rows"][0] |= {"studies_per_hour": None, "failed": 16}
+    (lost,) = compare(old, new).regressions
+    assert (lost.verdict, lost.reason) == ("lost", "not measured")
+
+
+def test_a_change_of_unknown_noise_is_none_and_says_so() -> None:
+    """One round in OLD and no spread: nobody knows what is noise."""
+    old, new = bench_report()["sections"]["archive"], bench_report(slower=2)["sections"]["archive"]
+    old["rows"][0]["rounds_s"] = old["rows"][0]["rounds_s"][:1]
+    found = compare(old, new)
+    pair = pair_of(found, "one process, 1 workers, 2 threads each")
+    assert (pair.verdict, pair.noise, pair.noise_from) == ("unchanged", None, "unknown")
+    assert pair.ratio == pytest.approx(2)
+    assert pair.reason == "its noise is not known"
+    assert len(found.regressions) == 4
+    # The spread of one run is 0 and says nothing.
+    single = latency_section()
+    for row in single["rows"]:
+        if row["statistics"]:
+            row["statistics"] |= {"round_medians_ms": [], "latency_ms": {**row["statistics"]["latency_ms"],
+                                                                         "cv_percent": 0.0}}  # fmt: skip
+    assert {pair.noise_from for pair in compare(single, single).pairs if pair.ratio} == {"unknown"}
+
+
+def test_many_rows_share_the_risk() -> None:
+    """Bonferroni: with n rows each interval has a confidence of 1 - 0.05 / n; beyond it alone is no change."""
+    random = np.random.default_rng(5)
+    old, new = latency_section(), latency_section()
+    for section in (old, new):
+        for row in section["rows"]:
+            if row["statistics"]:
+                row["statistics"]["round_medians_ms"] = np.exp(0.2 * random.normal(size=6)).tolist()
+    found = compare(old, new, tolerance=0)
+    judged = [pair for pair in found.pairs if pair.ratio is not None]
+    assert found.confidence == pytest.approx(1 - 0.05 / len(judged))
+    assert found.to_dict()["settings"] == {"tolerance": 0, "confidence": found.confidence}
+    assert found.regressions == ()
+    name = "stic, openvino, int8, batch 1"
+    rounds = [np.log(latency_row(side, "stic", "openvino", "int8")["statistics"]["round_medians_ms"])
+              for side in (new, old)]  # fmt: skip
+    interval = ttest_ind(*rounds, equal_var=False).confidence_interval(1 - 0.05 / len(judged))
+    noise = pair_of(found, name).noise
+    assert noise == pytest.approx(math.exp((interval.high - interval.low) / 2) - 1)
+    # At 95 % each, some of these rows of pure noise would be called slower.
+    alone = [
+        change_of_rounds(*(latency_row(side, *pair.row.split(", ")[:3])["statistics"]["round_medians_ms"]
+                           for side in (old, new)))
+        for pair in judged
+    ]  # fmt: skip
+    assert any(change.ratio > 1 + change.noise for change in alone)
+
+
 def test_identities_tell_all_rows_apart() -> None:
     for name, section in bench_report()["sections"].items():
         rows = list(COMPARABLE[SECTIONS[name].schema](section))
@@ -230,6 +309,107 @@ def test_changed_versions_are_said() -> None:
     old, new = latency_section(), latency_section()
     new["machine"] = {**new["machine"], "packages": {**new["machine"]["packages"], "onnxruntime": "1.33.0"}}
     assert compare(old, new).changed == ("onnxruntime 1.32.0 -> 1.33.0",)
+
+
+def test_changed_settings_and_folds_are_said() -> None:
+    old, new = bench_report(), bench_report()
+    sections = new["sections"]
+    sections["latency"]["settings"] = {**PROTOCOL, "protocol": {**PROTOCOL["protocol"], "rounds": 3}, "notes": ["x"]}
+    sections["baselines"]["folds"] = 4
+    sections["gru"]["settings"] = {**PROTOCOL, "words": "w" * 99}
+    new["machine"] = {**new["machine"], "python": "3.12.1"}
+    assert compare(old, new).changed == (
+        "Python 3.11.7 -> 3.12.1", "latency: protocol.rounds 8 -> 3", "gru: words differs", "baselines: folds 5 -> 4",
+    )  # fmt: skip
+    assert compare(old, old).changed == ()
+
+
+@pytest.mark.parametrize("name", ["end-to-end", "baselines", "preprocess", "archive"])
+def test_runs_of_other_studies_are_not_compared(name: str) -> None:
+    old, new = bench_report()["sections"][name], bench_report()["sections"][name]
+    others: dict[str, Json] = {
+        "end-to-end": {"study": {**old.get("study", {}), "files": 999}},
+        "baselines": {"phantoms": {**old.get("phantoms", {}), "seed": 1}},
+        "preprocess": {"settings": {**PROTOCOL, "study": "the study given"}},
+        "archive": {"phantoms": False},
+    }
+    if name == "preprocess":
+        old["settings"] = {**PROTOCOL, "study": "phantom of 4 x 250 slices of 512 x 512"}
+    if name == "archive":
+        old["phantoms"] = True
+    with pytest.raises(UsageError, match=f"{name}: (study|phantoms) ") as caught:
+        compare(old, {**new, **others[name]}, other_machine=True)
+    assert caught.value.key == "study_differs"
+    assert compare(old, old).changed == ()
+
+
+def test_a_phantoms_bytes_are_not_its_identity() -> None:
+    old, new = bench_report()["sections"]["end-to-end"], bench_report()["sections"]["end-to-end"]
+    for section, count in ((old, 5), (new, 6)):
+        section["study"] |= {"phantom": True, "bytes": count}
+    assert compare(old, new).regressions == ()
+    for section in (old, new):
+        section["study"]["phantom"] = False
+    with pytest.raises(UsageError, match="study"):
+        compare(old, new)
+
+
+def test_a_run_that_does_not_say_its_machine_is_refused() -> None:
+    old, new = latency_section(), latency_section()
+    del old["machine"]
+    with pytest.raises(UsageError, match="OLD does not say of which machine it is") as caught:
+        compare(old, new)
+    assert caught.value.key == "machine_unknown"
+    # Two that say nothing are not of one machine.
+    with pytest.raises(UsageError, match="OLD and NEW"):
+        compare(old, old)
+    assert compare(old, old, other_machine=True).changed == (
+        "OLD does not say of which machine it is", "NEW does not say of which machine it is",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", ["row", "time", "text", "negative"])
+def test_rows_that_cannot_be_read_are_no_bug(damage: str) -> None:
+    broken = latency_section()
+    row = next(row for row in broken["rows"] if row["statistics"])
+    if damage == "row":
+        del row["network"]
+    if damage == "time":
+        row["statistics"]["latency_ms"] = {"min": 3.0}
+    if damage == "text":
+        row["statistics"]["latency_ms"]["p50"] = "fast"
+    if damage == "negative":
+        row["statistics"]["round_medians_ms"][0] = -1.0
+    with pytest.raises(InputMissing, match=r"fourphase\.latency cannot be read") as caught:
+        compare(latency_section(), broken)
+    assert (caught.value.code, caught.value.key) == (10, "section_malformed")
+
+
+def test_a_malformed_report_is_no_bug(tmp_path: Path) -> None:
+    good, bad = tmp_path / "good.json", tmp_path / "bad.json"
+    good.write_text(json.dumps(bench_report()))
+    for content in ({"schema": "fourphase.bench-report/1"}, {**bench_report(), "sections": [1]}):
+        bad.write_text(json.dumps(content))
+        with pytest.raises(InputMissing, match=r"bad\.json is no benchmark report"):
+            cli.compare(good, bad)
+
+
+def test_a_section_that_was_ended_as_another_kind_has_no_rows() -> None:
+    old, new = bench_report(), bench_report()
+    reason = "its result says that it is fourphase.gru/1"
+    new["sections"]["scaling"] = {**new["sections"]["gru"], "status": "failed", "reason": reason}
+    lost = compare(old, new).regressions
+    assert {(pair.section, pair.reason) for pair in lost} == {("scaling", f"absent: {reason}")}
+
+
+def test_a_full_disk_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(bench_report()))
+    for command in (partial(cli.compare, path, path), partial(cli.render, path, tmp_path / "out")):
+        with open("/dev/full", "w") as full:
+            monkeypatch.setattr("sys.stdout", full)
+            with pytest.raises(OutputNotWritable):
+                command()
 
 
 def run(folder: Path, old: Json, new: Json, *more: str) -> tuple[int, str, str]:

@@ -4,8 +4,11 @@ import io
 import json
 import math
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,18 +26,27 @@ from fourphase.benchmarks.end_to_end.command import Options, end_to_end, measure
 from fourphase.benchmarks.end_to_end.ours import OurPipeline
 from fourphase.benchmarks.end_to_end.pipelines import PIPELINES, REFERENCE, Job, chosen_pipelines, why_missing
 from fourphase.benchmarks.end_to_end.plain import PlainPipeline, network_input
-from fourphase.benchmarks.end_to_end.plot import check_plot, plot_steps
+from fourphase.benchmarks.end_to_end.plot import plot_steps
 from fourphase.benchmarks.end_to_end.process import PipelineFailed, PipelineProcess
-from fourphase.benchmarks.end_to_end.study import drop_page_cache, given_study, into_page_cache, phantom_study
+from fourphase.benchmarks.end_to_end.study import (
+    drop_page_cache,
+    given_study,
+    into_page_cache,
+    packages_into_page_cache,
+    phantom_study,
+)
 from fourphase.benchmarks.end_to_end.table import print_result
+from fourphase.benchmarks.latency.plot import require_plot
 from fourphase.benchmarks.latency.prepare import Prepared, prepare
+from fourphase.benchmarks.latency.sensors import Watched
 from fourphase.benchmarks.phantoms.phantom import make_phantom
 from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy, write_study
 from fourphase.export.checkpoint import save_checkpoint
 from fourphase.export.network import FourPhaseNet
+from fourphase.runtime import openvino_backend
 from fourphase.runtime.bundle import load_bundle
 from fourphase.runtime.config import PreprocessingConfig
-from fourphase.runtime.errors import EnvironmentFault, InputMissing, UsageError
+from fourphase.runtime.errors import EnvironmentFault, InputMissing, SelfCheckFailed, UsageError
 
 PLAIN, OURS = "plain-onnxruntime", "ours-onnxruntime-fp32"
 
@@ -162,6 +174,7 @@ def test_agreement_is_measured_and_judged() -> None:
         (answer(0, (2.0, -3.0)), False, ""),  # int8 may lose what it likes here
         (answer(3e-3), False, "input differs"),
         (answer(0, (math.nan, 0)), False, "not finite"),
+        (answer(0, (0, math.nan)), False, "not finite"),  # a NaN that is not the first
         (Answer(np.zeros((4, 1, 3, 2, 2), np.float32), np.zeros(2, np.float32)), True, "another shape"),
     ],
 )
@@ -212,6 +225,7 @@ class FakeProcess:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeProcess]:
     monkeypatch.setattr(measure, "PipelineProcess", FakeProcess)
+    monkeypatch.setattr(measure, "packages_into_page_cache", lambda *others: 0)
     rounds = [99.0, 100.0, 101, 99, 100, 102, 98]
     FakeProcess.totals = {name: [scale * value for value in rounds] for name, scale in
                           ((REFERENCE, 6), (PLAIN, 3), (OURS, 2))}  # fmt: skip
@@ -443,10 +457,17 @@ def test_what_cannot_run_here_has_a_reason(tiny: Prepared, monkeypatch: pytest.M
     assert why_missing(PIPELINES[OURS], bundle, {}) == ""
     assert len(chosen_pipelines(None)) == len(PIPELINES)
     half = PIPELINES["ours-tensorrt-fp16"]
-    monkeypatch.setattr("fourphase.benchmarks.end_to_end.pipelines.probe", lambda: type("P", (), {"device": 1})())
+    engines = "fourphase.benchmarks.latency.engines.engine_why_not"
+    monkeypatch.setattr(engines, lambda flavour: f"{flavour} is not installed")
+    assert why_missing(half, bundle, {"fp16": "too hot"}).endswith(": tensorrt is not installed")
+    monkeypatch.setattr(engines, lambda flavour: None)
     assert why_missing(half, bundle, {"fp16": "too hot"}) == "the bundle has no fp16 model: too hot"
     monkeypatch.setattr("fourphase.benchmarks.end_to_end.pipelines.find_spec", lambda name: None)
-    assert why_missing(PIPELINES["ours-openvino-int8"], bundle, {}) == "openvino is not installed"
+    lowered = PIPELINES["ours-openvino-int8"]
+    assert why_missing(lowered, bundle, {}) == "openvino is not installed"
+    monkeypatch.setattr("fourphase.benchmarks.end_to_end.pipelines.find_spec", lambda name: name)
+    monkeypatch.setattr(openvino_backend, "why_not", lambda precision: f"{precision} would be wrong")
+    assert why_missing(lowered, bundle, {}) == "int8 would be wrong"
 
 
 def test_the_study_given_must_be_there_with_a_json_box(written: WrittenStudy, tmp_path: Path) -> None:
@@ -473,7 +494,7 @@ def test_the_page_cache_is_emptied_or_the_reason_is_told(tmp_path: Path) -> None
 
 def test_a_picture_is_a_png(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
-        check_plot(tmp_path / "steps.jpg")
+        require_plot(tmp_path / "steps.jpg")
 
 
 def test_a_run_in_which_all_failed_is_printed_and_drawn(
@@ -490,3 +511,114 @@ def test_a_run_in_which_all_failed_is_printed_and_drawn(
     assert "says nothing" in text
     plot_steps(result, tmp_path / "steps.png")
     assert (tmp_path / "steps.png").stat().st_size > 1000
+
+
+# ---- what must not be quoted
+
+
+def test_logits_that_are_not_finite_are_a_failed_row_and_still_json(
+    fake: type[FakeProcess], written: WrittenStudy
+) -> None:
+    fake.answers[OURS] = answer(0, (0.0, math.nan))
+    found = run_fakes(written)  # which writes it as JSON
+    row = found["pipelines"][OURS]
+    assert (row["status"], row["reason"], row["logits"]) == ("failed", "its logits are not finite", [])
+    assert value(found, REFERENCE)[0] is None
+    assert fake.asked.count(OURS) == 0  # it takes no turn
+
+
+def test_a_reference_that_is_not_finite_is_compared_with_nobody(fake: type[FakeProcess], written: WrittenStudy) -> None:
+    fake.answers[REFERENCE] = answer(0, (math.inf, 0.0))
+    found = run_fakes(written)
+    assert found["pipelines"][REFERENCE]["status"] == "failed"
+    assert found["pipelines"][OURS]["status"] == "ok"
+    assert found["agreement"] == {}
+
+
+@pytest.mark.parametrize(("busy", "quoted"), [(None, True), (0.1, True), (0.5, False)])
+def test_a_run_that_others_disturbed_quotes_no_ratio(
+    busy: float | None, quoted: bool, fake: type[FakeProcess], written: WrittenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def watching() -> Iterator[Any]:
+        yield SimpleNamespace(result=lambda: Watched(1.0, busy_elsewhere=busy))
+
+    monkeypatch.setattr(measure, "watch", watching)
+    ratio, refused = value(run_fakes(written), REFERENCE)
+    assert (ratio is not None) == quoted
+    assert ("other processes took 50%" in refused) != quoted
+
+
+def test_before_cold_starts_packages_and_bundle_are_read(
+    fake: type[FakeProcess], written: WrittenStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(measure, "packages_into_page_cache", lambda *others: read.extend(others))
+    monkeypatch.setattr(measure, "drop_page_cache", lambda: "only root may")
+    run_fakes(written)
+    assert read == [Path("bundle"), Path("weights")]
+    plan = measure.Plan((), {}, {}, Path("bundle"), Path("weights"), 1, 1, drop_caches=True)
+    assert "only root may" in measure._cache_notes(plan)[0]
+    assert len(read) == 4
+    monkeypatch.setattr(measure, "drop_page_cache", lambda: "")
+    assert "empty page cache" in measure._cache_notes(plan)[0]
+    assert len(read) == 4
+
+
+def test_packages_are_read_with_everything_below_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("package/__init__.py", 0), ("package/libs/deep/lib.so", 5000), ("bundle/model.onnx", 700)):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes(size))
+    (tmp_path / "bundle" / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "weights").write_bytes(bytes(30))
+    monkeypatch.syspath_prepend(tmp_path)
+    others = (tmp_path / "bundle", tmp_path / "weights")
+    assert packages_into_page_cache(*others, packages=("package", "no_such_package")) == 5730
+
+
+def test_a_start_that_is_interrupted_leaves_no_process(
+    job: Callable[[str], Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def interrupted(self: PipelineProcess) -> None:
+        seen.append(self._process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PipelineProcess, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        PipelineProcess(job(PLAIN))
+    assert seen[0].poll() == -9
+
+
+def test_a_run_in_which_everything_failed_is_an_error_after_its_result(
+    fake: type[FakeProcess], cache: Path, tiny: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(FakeProcess):
+        def __init__(self, job: Job, **_: Any) -> None:
+            raise PipelineFailed(f"cannot open {tempfile.gettempdir()}/somewhere/model.onnx")
+
+    monkeypatch.setenv("FOURPHASE_CACHE", str(cache))
+    monkeypatch.setattr(measure, "PipelineProcess", Failing)
+    app = typer.Typer()
+    app.command()(end_to_end)
+    result = CliRunner().invoke(app, ["--quick", "--json", "--slices", "20", "--pipelines", REFERENCE])
+    assert isinstance(result.exception, SelfCheckFailed)
+    row = json.loads(result.stdout)["pipelines"][REFERENCE]
+    assert (row["status"], row["reason"]) == ("failed", "cannot open <tmp>/somewhere/model.onnx")
+
+
+def test_a_picture_that_fails_does_not_take_the_measurement_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(result: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "measured", lambda options, save: {"pipelines": {"a": {"status": "ok", "reason": ""}}})
+    monkeypatch.setattr("fourphase.benchmarks.end_to_end.plot.plot_steps", full)
+    app = typer.Typer()
+    app.command()(end_to_end)
+    result = CliRunner().invoke(app, ["--json", "--plot", str(tmp_path / "steps.png")])
+    assert isinstance(result.exception, OSError)
+    assert json.loads(result.stdout)["pipelines"]["a"]["status"] == "ok"

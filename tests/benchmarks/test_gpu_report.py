@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fourphase.benchmarks.gpu.report import SCHEMA, Report, merge_reports, readable, recordings_file, with_limits
+from fourphase.benchmarks.gpu.report import SCHEMA, Report, merge_reports, recordings_file, with_limits
 from fourphase.runtime.errors import InputMissing, UsageError
 
 COST = {"gmac": 50.0, "parameters": 10, "activations": 20, "inputs_outputs": 30}
@@ -39,16 +39,6 @@ def test_a_latency_is_so_many_times_the_limit() -> None:
 def test_without_a_cost_or_peaks_there_is_no_limit() -> None:
     assert "limit" not in with_limits(records(PEAKS))["tensorrt/gates"]["result"]["rows"][0]
     assert with_limits(records({}))["torch/a"]["result"]["rows"][0]["limit"] is None
-
-
-def test_paths_are_named_and_floats_are_short() -> None:
-    value = {"text": ["in /home/me/kit/a.onnx and /home/me/b"], "ms": 1.23456789, "bytes": 123456789, "none": None}
-    assert readable(value, {"/home/me": "<home>", "/home/me/kit": "<kit>"}) == {
-        "text": ["in <kit>/a.onnx and <home>/b"],
-        "ms": 1.23457,
-        "bytes": 123456789,
-        "none": None,
-    }
 
 
 def test_the_file_is_complete_after_every_step(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fourphase.benchmarks import guarded_steps
 from fourphase.benchmarks.guarded_steps import Step, run_step, run_steps
 
 STEPS = """
@@ -31,6 +32,20 @@ def crashing(save):
 def endless(save, marker):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     save({"child": child.pid})
+    time.sleep(600)
+
+def nested(save):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    try:
+        save({"child": child.pid})
+        time.sleep(600)
+    finally:
+        child.kill()
+        child.wait()
+
+def stubborn(save):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    save({"half": 1})
     time.sleep(600)
 
 def silent(save):
@@ -155,3 +170,21 @@ def test_the_last_step_gets_only_what_is_left(tmp_path: Path) -> None:
     assert records["last"]["status"] == "timeout"
     assert records["last"]["reason"].startswith("stopped after 13 s")
     assert time.monotonic() - started < 60
+
+
+def test_a_step_out_of_time_ends_what_is_a_group_of_its_own() -> None:
+    """Its child leads a session, as benchmarks' workers do: only the step itself can end it."""
+    record = run_step(step("nested"), 3)
+    assert record["status"] == "timeout"
+    child = record["result"]["child"]
+    if is_alive(child):
+        os.kill(child, 9)
+        pytest.fail("the step's child is still there")
+
+
+def test_a_step_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guarded_steps, "_FAREWELL_S", 0.5)
+    started = time.monotonic()
+    record = run_step(step("stubborn"), 3)
+    assert (record["status"], record["result"]) == ("timeout", {"half": 1})
+    assert time.monotonic() - started < 12

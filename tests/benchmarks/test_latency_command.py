@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from fourphase.benchmarks.latency import bench
+from fourphase.benchmarks.latency import bench, command, subjects
 from fourphase.benchmarks.latency.bench import LatencyBench
 from fourphase.benchmarks.latency.command import latency, latency_step
 from fourphase.benchmarks.latency.options import LatencyOptions, chosen_networks, rounds_of
@@ -19,19 +21,26 @@ from fourphase.benchmarks.latency.runtimes import runtime_module
 from fourphase.benchmarks.latency.turns import Rounds
 from fourphase.benchmarks.latency.turns import play as really_play
 from fourphase.benchmarks.networks import BASELINES, NETWORKS, OURS
+from fourphase.export.checkpoint import save_checkpoint
+from fourphase.export.config import NetworkConfig
+from fourphase.export.network import FourPhaseNet
+from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import (
     EnvironmentFault,
     FourphaseError,
     GPUUnavailable,
     ModelIncompatible,
     OutputNotWritable,
+    SelfCheckFailed,
     UsageError,
 )
+from fourphase.runtime.golden import Tolerance
 from tests.support.lowered_bundle import write_lowered
+from tests.support.tiny_bundle import write_tiny
 
 ROW = {
-    "network", "runtime", "precision", "batch", "status", "reason", "statistics", "limit", "difference", "memory",
-    "load_s", "energy", "watched", "idle_cpu", "drift", "note",
+    "network", "runtime", "precision", "batch", "device", "status", "reason", "statistics", "limit", "difference",
+    "memory", "load_s", "energy", "watched", "idle_cpu", "drift", "note",
 }  # fmt: skip
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -62,7 +71,7 @@ def checked(result: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]
 @pytest.fixture(scope="module")
 def own_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own") / "mine"
-    write_lowered(folder)
+    write_lowered(folder, Tolerance(10.0, 0.0, 10.0))
     return folder
 
 
@@ -149,7 +158,7 @@ def test_networks_by_word_in_the_order_of_the_registry() -> None:
 
 
 def test_how_long_is_measured() -> None:
-    assert rounds_of(options(), quick=False) == Rounds(8, 3.0, 1, 0.2)
+    assert rounds_of(options(), quick=False) == Rounds(6, 3.0, 1, 0.2)
     assert rounds_of(options(), quick=True) == Rounds(5, 0.0, 1, 0.0)
     assert rounds_of(options(rounds=2, seconds=1.0), quick=True) == Rounds(2, 1.0, 1, 0.0)
 
@@ -211,4 +220,90 @@ def test_a_group_too_large_for_the_memory_is_said(own_bundle: Path, monkeypatch:
     assert result["settings"]["notes"] == ["bundle:mine: too large for the memory, measured in 2 parts"]
     rows = checked(result)
     assert rows["bundle:mine", "onnxruntime", "fp32"]["statistics"]["iterations"] == 2
-    assert rows["bundle:mine", "onnxruntime", "fp16"]["status"] == "ok"  # asked for by name
+    half = rows["bundle:mine", "onnxruntime", "fp16"]
+    assert (half["status"], half["device"]) == ("ok", "cpu")  # asked for by name
+    assert half["note"].startswith("computed in FP32")
+
+
+def test_a_wrong_candidate_plays_no_further_and_is_in_no_pair(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bundles, so that there are groups of networks: FP32 is wrong in both and has none."""
+    shutil.copytree(own_bundle, tmp_path / "other")
+    played = []
+
+    def play(tasks: Any, rounds: Any, **keys: Any) -> Any:
+        played.append([(candidate.network, candidate.precision) for candidate in tasks])
+        result = really_play(tasks, replace(rounds, rounds=1), **keys)
+        for candidate, game in result.played.items():
+            if candidate.precision == "fp32":
+                assert game.started is not None
+                outputs = {name: (np.asarray(values) + 1).tolist() for name, values in game.started.outputs.items()}
+                game.started = replace(game.started, outputs=outputs)
+        return result
+
+    monkeypatch.setattr(bench, "play", play)
+    keys: dict[str, Any] = {"bundles": [str(own_bundle), str(tmp_path / "other")], "runtimes": ["onnxruntime"]}
+    result = LatencyBench(options(**keys, precisions=["fp32", "int8"]), lambda record: None, quick=True).run()
+    rows = checked(result)
+    assert "off torch FP32" in rows["bundle:mine", "onnxruntime", "fp32"]["reason"]
+    assert rows["bundle:mine", "onnxruntime", "int8"]["status"] == "ok"
+    assert played[2:] == [[("bundle:mine", "int8"), ("bundle:other", "int8")]]
+    assert [(pair["kind"], pair["a"]["precision"]) for pair in result["pairs"]] == [("networks", "int8")]
+
+
+def stub(monkeypatch: pytest.MonkeyPatch, *statuses: str) -> None:
+    rows = [{"status": status, "reason": f"{status} for a reason"} for status in statuses]
+    monkeypatch.setattr(command, "_measured", lambda options, save, quick: {"rows": rows})
+
+
+def test_a_run_in_which_everything_failed_is_an_error_after_its_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    stub(monkeypatch, "missing", "failed")
+    result = CliRunner().invoke(app, ["--json"])
+    assert isinstance(result.exception, SelfCheckFailed)
+    assert "failed for a reason" in result.exception.message
+    assert len(json.loads(result.stdout)["rows"]) == 2
+    for statuses in (["ok", "failed"], ["missing"], []):
+        stub(monkeypatch, *statuses)
+        invoke("--json")
+
+
+def test_a_picture_that_fails_does_not_take_the_measurement_with_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(result: Any, path: Path) -> None:
+        raise OutputNotWritable("the disk is full", "make room")
+
+    stub(monkeypatch, "ok")
+    monkeypatch.setattr("fourphase.benchmarks.latency.plot.plot_latency", full)
+    result = CliRunner().invoke(app, ["--json", "--plot", str(tmp_path / "plot.png")])
+    assert isinstance(result.exception, OutputNotWritable)
+    assert json.loads(result.stdout)["rows"][0]["status"] == "ok"
+
+
+OURS_OF_TEST = NetworkConfig(width=4, gru_hidden=4)
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "what"),
+    [
+        (OURS_OF_TEST, (2, 4, 5), ""),
+        (replace(OURS_OF_TEST, phases=("NC", "PV")), (2, 4, 5), "phases"),
+        (replace(OURS_OF_TEST, classes=("a", "b", "c")), (2, 4, 5), "classes"),
+        (OURS_OF_TEST, (2, 4, 6), "input"),
+        (replace(OURS_OF_TEST, width=8), (2, 4, 5), "network"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    config: NetworkConfig, size: tuple[int, int, int], what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny(tmp_path / "bundle", network=OURS_OF_TEST.to_dict())
+    saved = tmp_path / "net.safetensors"
+    save_checkpoint(saved, FourPhaseNet(config), PreprocessingConfig(size=size))
+    monkeypatch.setattr(subjects, "network_cost", lambda network, study: f"counted {network.config.width}")
+    if not what:
+        assert str(subjects.bundle_subject(tmp_path / "bundle", str(saved)).cost) == "counted 4"
+        return
+    with pytest.raises(UsageError, match=f"different networks: {what} ") as raised:
+        subjects.bundle_subject(tmp_path / "bundle", str(saved))
+    assert raised.value.key == "checkpoint_of_another"

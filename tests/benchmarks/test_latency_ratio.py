@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from fourphase.benchmarks.latency.ratio import FEWEST_ROUNDS, WIDEST, paired_ratio
+from fourphase.benchmarks.latency.ratio import BUSIEST, FEWEST_ROUNDS, WIDEST, paired_ratio, refused_if_busy
 
 
 def test_equal_candidates_have_ratio_one() -> None:
@@ -63,3 +63,14 @@ def test_the_other_way_round_is_the_inverse(pairs: list[tuple[float, float]]) ->
     if forth.value is not None and back.value is not None and back.low is not None and forth.high is not None:
         assert forth.value * back.value == pytest.approx(1)
         assert forth.high * back.low == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("busy", "quoted"), [(None, True), (BUSIEST, True), (BUSIEST + 0.01, False)])
+def test_a_run_that_others_disturbed_has_no_ratio(busy: float | None, quoted: bool) -> None:
+    found = refused_if_busy(paired_ratio([2.0] * 5, [1.0] * 5), busy)
+    assert (found.value is not None) == quoted
+    assert ("16% of the cores' time" in found.refused) != quoted
+    assert found.low == pytest.approx(2)
+    noisy = refused_if_busy(paired_ratio([1.0] * 4, [1.0] * 4), busy).refused
+    assert noisy.startswith("4 rounds")
+    assert ("; other processes" in noisy) != quoted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from fourphase.benchmarks.latency.candidate import Candidate, Task
 from fourphase.benchmarks.latency.groups import SPARED_BYTES, Group, group_pairs, network_groups, parts, runtime_groups
 from fourphase.benchmarks.latency.rows import measured_row, merged_watches, pairs_of
 from fourphase.benchmarks.latency.statistics import Sample
-from fourphase.benchmarks.latency.tables import pair_sentences
-from fourphase.benchmarks.latency.turns import Played, PlayedGroup
-from fourphase.benchmarks.latency.workers import Started, Turn
+from fourphase.benchmarks.latency.tables import fastest_by_batch, other_devices, pair_sentences, row_notes, way_of
+from fourphase.benchmarks.latency.turns import Played, PlayedGroup, busiest
+from fourphase.benchmarks.latency.workers import Started, Turn, WorkerFailed
 
 EAGER, ORT, ORT8, OPEN8 = (
     Candidate("four-phase", runtime, precision)
@@ -147,3 +148,84 @@ def test_ratios_in_words_the_slower_one_first() -> None:
 def test_a_task_survives_json() -> None:
     task = Task("module", "openvino", "int8", 2, "cpu", "bundle", network="stic", quick=True, threads=3)
     assert Task.from_dict(task.to_dict()) == task
+
+
+def answering(*logits: float, name: str = "logits") -> Played:
+    """A candidate that says this in place of (1, 2)."""
+    game = played(10, 10, 10, 10, 10)
+    game.started = Started(2.5, {name: [list(logits)]}, {"host_peak_bytes": 7, "device_peak_bytes": None}, "")
+    return game
+
+
+@pytest.mark.parametrize(
+    ("precision", "game", "word"),
+    [
+        ("fp32", answering(1.0, 2.0019), ""),
+        ("fp32", answering(1.0, 2.0021), "off torch FP32 by 1.0e-03"),
+        ("int8", answering(1.0, 1.5), ""),  # what it may lose, its golden outputs say
+        ("int8", answering(1.0, math.nan), "not finite"),
+        ("fp16", answering(1.0, 2.0, 3.0), "other shapes"),
+        ("fp32", answering(1.0, 2.0, name="scores"), "other outputs than the reference"),
+    ],
+)
+def test_a_wrong_answer_is_a_failed_row_and_in_no_pair(precision: str, game: Played, word: str) -> None:
+    candidate = Candidate("four-phase", "onnxruntime", precision)
+    row = measured_row(candidate, [game], LOGITS)
+    assert row["status"] == ("failed" if word else "ok")
+    assert word in row["reason"]
+    assert bool(row["reason"]) == bool(word)
+    assert row["statistics"] is not None
+    games = {EAGER: played(20, 20, 20, 20, 20), candidate: game}
+    wrong = [candidate] if word else []
+    assert len(pairs_of(Group("runtimes", tuple(games)), PlayedGroup(games, None), wrong)) == (0 if word else 1)
+
+
+def test_what_went_wrong_first_is_the_reason() -> None:
+    game = answering(math.nan, 0.0)
+    game.failed = WorkerFailed("crashed: ended by SIGSEGV", "crash")
+    assert measured_row(ORT, [game], LOGITS)["reason"] == "crashed: ended by SIGSEGV"
+
+
+def test_fp16_in_name_only_has_no_ratio_of_precisions() -> None:
+    """ONNX Runtime and OpenVINO compute it in FP32 on a CPU; PyTorch does not."""
+    names = ("onnxruntime", "torch-eager", "openvino")
+    half, torch16, open16 = (Candidate("four-phase", name, "fp16") for name in names)
+    ways = Group("runtimes", (EAGER, torch16, ORT, half, ORT8, open16))
+    found = group_pairs(ways, ways.candidates)
+    kinds = {(a.runtime, a.precision, b.runtime, b.precision): kind for a, b, kind in found}
+    assert kinds["torch-eager", "fp32", "torch-eager", "fp16"] == "precisions"
+    assert kinds["onnxruntime", "fp32", "onnxruntime", "int8"] == "precisions"
+    assert kinds["torch-eager", "fp32", "onnxruntime", "fp16"] == "runtimes"
+    assert ("onnxruntime", "fp32", "onnxruntime", "fp16") not in kinds
+    assert group_pairs(Group("runtimes", (ORT, half)), (ORT, half)) == []
+
+
+def test_others_are_as_busy_as_on_the_cores_of_the_workers() -> None:
+    """One of 16 cores is a small share of the machine and all of a worker's."""
+    games = [played(1, 1, 1, busy_elsewhere=share) for share in (0.5, 0.4, None)]
+    assert busiest(games, 0.03) == pytest.approx(0.45)
+    assert busiest(games, 0.6) == 0.6
+    assert busiest([played(1, 1)], 0.2) == 0.2
+    assert busiest([played(1, 1)], None) is None
+
+
+def shown(runtime: str, p50: float, batch: int = 1, status: str = "ok", **keys: Any) -> dict[str, Any]:
+    head = {"network": "n", "runtime": runtime, "precision": "fp32", "batch": batch, "status": status}
+    return {**head, "statistics": {"latency_ms": {"p50": p50}}, "drift": "", "note": "", "reason": "r", **keys}
+
+
+def test_the_fastest_is_one_of_its_batch_that_is_right() -> None:
+    rows = [shown("a", 3.0), shown("b", 2.0), shown("c", 1.0, status="failed"), shown("a", 9.0, batch=4)]
+    assert fastest_by_batch(rows) == {1: 2.0, 4: 9.0}
+
+
+def test_who_runs_elsewhere_is_marked() -> None:
+    rows = [shown("torch-eager", 1.0, device="cuda"), shown("onnxruntime", 9.0, device="cpu", note="said")]
+    devices = other_devices({"rows": rows, "settings": {"device": "cuda"}})
+    assert [way_of(row, devices) for row in rows] == ["torch-eager fp32", "onnxruntime fp32 on cpu"]
+    assert row_notes(rows, devices) == ["n in onnxruntime fp32 on cpu: said"]
+    ratio = {"value": 2.0, "low": 1.9, "high": 2.1, "rounds": 8, "refused": ""}
+    pair = {"a": ORT.to_dict(), "b": EAGER.to_dict(), "kind": "runtimes", "ratio": ratio}
+    assert "in onnxruntime fp32 on cpu takes" in pair_sentences([pair], devices)[0]
+    # A report of an earlier version.
+    assert other_devices({"rows": [shown("onnxruntime", 9.0)], "settings": {"device": "cuda"}}) == {}

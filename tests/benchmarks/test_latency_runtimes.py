@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from fourphase.benchmarks.latency import engines, on_cuda_graph, on_onnxruntime, on_torch_compile
+from fourphase.benchmarks.latency import engines, on_cuda_graph, on_onnxruntime, on_torch_compile, prepare
+from fourphase.benchmarks.latency.availability import Availability
 from fourphase.benchmarks.latency.candidate import Task
 from fourphase.benchmarks.latency.runtimes import RUNTIMES, load_task, runtime_module
+from fourphase.benchmarks.latency.scratch import folder_for_this_run
 from fourphase.benchmarks.latency.studies import studies_of
 from fourphase.engine.build import EnginePlan
 from fourphase.export.checkpoint import save_checkpoint
@@ -23,6 +27,8 @@ from fourphase.export.network import FourPhaseNet
 from fourphase.runtime import onnxruntime_backend
 from fourphase.runtime.bundle import Bundle
 from fourphase.runtime.cuda import Probe
+from fourphase.runtime.errors import SelfCheckFailed
+from fourphase.runtime.golden import Tolerance
 from tests.support.lowered_bundle import write_lowered
 from tests.support.plans import META
 from tests.support.tiny_bundle import write_tiny
@@ -115,3 +121,43 @@ def test_a_bundle_of_another_machine_says_what_speaks_against_its_engine(tmp_pat
     assert said.startswith("engine ")
     assert "built from another model" in said
     assert engines.plan_reasons(made, "tensorrt-rtx") == ""
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_lowered_model_must_give_its_golden_outputs(bundle: Bundle, runtime: str, tmp_path: Path) -> None:
+    """The bundle's golden outputs are FP32's: int8 is far off them, and passes where that is allowed."""
+    if runtime_module(runtime).why_not("int8", "cpu"):
+        pytest.skip("openvino is not installed, or this CPU has no int8 for it")
+    with pytest.raises(SelfCheckFailed, match=f"self-check of {runtime} int8 failed"):
+        load_task(task(runtime, "int8", bundle))
+    lenient = write_lowered(tmp_path / "lenient", Tolerance(10.0, 0.0, 10.0))
+    notes = [load_task(task(runtime, precision, lenient)).note for precision in ("fp32", "int8", "fp16")]
+    assert notes == ["", "", "computed in FP32: this runtime has no FP16 on a CPU"]
+
+
+def test_why_a_precision_is_not_measured_unless_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reason(runtime: str, precision: str, named: tuple[str, ...] = (), runtimes: tuple[str, ...] = ()) -> str:
+        available = Availability(named, runtimes, quick=True)
+        available.main_device = "cpu"
+        return available.why_not(runtime, precision) or ""
+
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/it")
+    assert "compiles nothing" in reason("torch-compile", "fp32")
+    assert reason("torch-compile", "fp32", runtimes=("torch-compile",)) == ""
+    assert reason("torch-eager", "fp16").startswith("FP16 is slow on a CPU")
+    assert reason("onnxruntime", "fp16").startswith("a CPU computes no FP16")
+    assert reason("onnxruntime", "fp16", named=("fp16",)) == ""
+
+
+def test_what_the_cache_cannot_keep_goes_with_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "from fourphase.benchmarks.latency.scratch import folder_for_this_run as folder\n"
+        "assert folder('x-') == folder('x-') != folder('y-')\n"
+        "(folder('x-') / 'file').touch()\n"
+        "print(folder('x-'), folder('y-'), sep='\\n')"
+    )
+    made = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert len(made) == 2
+    assert not any(Path(folder).exists() for folder in made)
+    monkeypatch.setattr(prepare, "cache_folder", lambda kind: None)
+    assert prepare.benchmarks_folder() == folder_for_this_run("fourphase-benchmarks-")

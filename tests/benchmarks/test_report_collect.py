@@ -19,7 +19,7 @@ from fourphase.benchmarks.report import cli, sections
 from fourphase.benchmarks.report.collect import Plan, failed_sections, measure_report
 from fourphase.benchmarks.report.document import SCHEMA, cleaned, machine_name, machine_text, read_report
 from fourphase.benchmarks.report.sections import SECTIONS, chosen_sections
-from fourphase.runtime.errors import InputMissing, UsageError
+from fourphase.runtime.errors import InputMissing, OutputNotWritable, UsageError
 from tests.support.bench_reports import MACHINE, bench_report
 
 Json = dict[str, Any]
@@ -157,6 +157,40 @@ def test_a_report_is_not_overwritten_nor_mixed(tmp_path: Path) -> None:
     assert list(on_disk(tmp_path)["sections"]) == ["gru"]
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"python": "3.12.1"}, "Python"),
+        ({"packages": {**MACHINE["packages"], "torch": "2.14.0"}}, "torch"),
+        ({"packages": {**MACHINE["packages"], "openvino": "2026.4.1"}}, "openvino"),
+        ({"packages": {"fourphase": "0.1.0"}}, "torch, onnxruntime"),
+    ],
+)
+def test_a_report_is_not_gone_on_with_by_other_versions(tmp_path: Path, change: Json, named: str) -> None:
+    measure_report(plan(tmp_path, "gru"), Runner())
+    other = Runner()
+    other.machine = {**MACHINE, **change}
+    with pytest.raises(UsageError, match=f"begun with other versions of {named}$") as caught:
+        measure_report(plan(tmp_path, "scaling", resume=True), other)
+    assert caught.value.key == "versions_differ"
+    assert other.asked == []
+
+
+def test_a_resumed_report_lists_the_sections_of_all_calls(tmp_path: Path) -> None:
+    measure_report(plan(tmp_path, "scaling", "latency"), Runner())
+    resumed = measure_report(plan(tmp_path, "gru", resume=True, budget_minutes=5.0), Runner())
+    assert resumed["settings"] == {"sections": ["latency", "gru", "scaling"], "budget_minutes": 5.0}
+    assert on_disk(tmp_path)["settings"] == resumed["settings"]
+
+
+def test_a_skipped_section_is_no_failure(tmp_path: Path) -> None:
+    report = measure_report(plan(tmp_path, "gru", "preprocess"), Runner({"gru": record("skipped", {}, "no GRU")}))
+    assert report["sections"]["gru"] == {"status": "skipped", "reason": "no GRU"}
+    assert failed_sections(report) == {}
+    assert not (tmp_path / "failed-gru.txt").exists()
+    assert "This section was skipped: no GRU" in (tmp_path / "report.html").read_text()
+
+
 def test_sections_are_chosen_by_name() -> None:
     assert [one.name for one in chosen_sections(["gru", "latency"], [])] == ["latency", "gru"]
     assert [one.name for one in chosen_sections([], ["latency"])] == list(SECTIONS)[1:]
@@ -204,6 +238,14 @@ def test_the_command_succeeds_and_its_last_line_is_the_report(tmp_path: Path, tw
     *shown, last = result.stdout.splitlines()
     assert json.loads(last) == on_disk(tmp_path / "out")
     assert any("grows with slices to the power of 1.01" in line for line in shown)
+
+
+@pytest.mark.usefixtures("two_sections")
+def test_a_full_disk_is_no_bug(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OutputNotWritable):
+            cli.report(tmp_path / "out", only=["scaling"])
 
 
 def test_render_writes_the_same_files_again(tmp_path: Path) -> None:

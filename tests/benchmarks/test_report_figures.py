@@ -174,6 +174,44 @@ def test_every_gap_of_the_json_is_listed_with_its_reason(report: Json) -> None:
     assert text.count("| noisy: the interval … to … is wider than 1.25 x |") == 1
 
 
+def test_the_preprocess_ratio_is_the_one_in_turns_or_none(report: Json, rows: list[dict[str, str]]) -> None:
+    section = report["sections"]["preprocess"]
+    ratio = section["paired_ratio"]
+    found = one(rows, section="preprocess", figure="ratio of theirs over ours")
+    assert [float(found[key]) for key in ("value", "low", "high")] == [ratio[key] for key in ("value", "low", "high")]
+    said = f"{ratio['value']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f}) (theirs over ours; above 1, ours is faster)"
+    assert said in report_markdown(report)
+    refused = {"value": None, "low": 9.0, "high": 13.0, "rounds": 5, "refused": "noisy: too wide"}
+    # A ratio of the medians is nothing to fall back on.
+    noisy = {"preprocess": {**section, "paired_ratio": refused, "ratio": 11.57}}
+    changed = {**report, "sections": noisy}
+    found = one(list(csv.DictReader(io.StringIO(report_csv(changed)))), figure="ratio of theirs over ours")
+    assert (found["value"], found["status"], found["reason"]) == ("", "refused", "noisy: too wide")
+    assert "No ratio is quoted: noisy: too wide; inputs differ" in report_markdown(changed)
+    assert "11.6" not in report_markdown(changed) + report_csv(changed)
+    assert ("theirs over ours", "ratio refused", "noisy: too wide") in [
+        (gap.what, gap.status, gap.reason) for gap in gaps_of(changed)
+    ]
+    assert not [gap for gap in gaps_of(report) if gap.what == "theirs over ours"]
+
+
+def test_an_archive_row_without_a_rate_is_a_gap(report: Json) -> None:
+    section = report["sections"]["archive"]
+    failed = {**section["rows"][0], "studies_per_hour": None, "failed": 16}
+    changed = {**report, "sections": {"archive": {**section, "rows": [failed]}}}
+    found = one(list(csv.DictReader(io.StringIO(report_csv(changed)))), figure="studies per hour")
+    assert (found["value"], found["status"], found["reason"]) == ("", "not measured", "no study came to its end")
+    assert "no study came to its end" in [gap.reason for gap in gaps_of(changed)]
+    assert "| one process | 1 | 2 | 28.0 | – |" in report_markdown(changed)
+    assert answers_of(changed) == []
+
+
+def test_what_was_skipped_is_a_gap_and_did_not_fail(report: Json) -> None:
+    skipped = {**report, "sections": {"preprocess": {"status": "skipped", "reason": "no SimpleITK"}}}
+    assert "**This section was skipped: no SimpleITK**" in report_markdown(skipped)
+    assert ("skipped", "no SimpleITK") in [(gap.status, gap.reason) for gap in gaps_of(skipped)]
+
+
 def test_a_section_that_is_not_there_or_failed_is_a_gap(report: Json) -> None:
     assert ("Scaling", "not measured") in [(gap.section, gap.status) for gap in gaps_of(without(report, ["scaling"]))]
     failed = {**report, "sections": {**report["sections"], "gru": {"status": "timeout", "reason": "stopped after 9 s"}}}
@@ -228,6 +266,15 @@ def test_an_interval_around_one_is_not_told_apart(report: Json, value: float) ->
     ]  # fmt: skip
     found = verdicts_in({**section, "pairs": pairs}, ("openvino", "fp32"))
     assert (len(found["untold"]), found["faster"], found["slower"]) == (8, [], [])
+
+
+def test_refused_ratios_are_not_called_equal(report: Json) -> None:
+    section = report["sections"]["latency"]
+    refused = {"value": None, "low": None, "high": None, "rounds": 2, "refused": "2 rounds, an interval needs 5"}
+    pairs = [{**pair, "ratio": refused} for pair in section["pairs"]]
+    texts = [answer.text for answer in answers_of({"sections": {"latency": {**section, "pairs": pairs}}})]
+    (said,) = [text for text in texts if text.startswith("In OpenVINO FP32")]
+    assert "8 are not told apart from it, or refused (" in said
 
 
 def test_a_rehearsal_says_so_everywhere() -> None:

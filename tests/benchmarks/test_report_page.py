@@ -151,9 +151,86 @@ def test_a_report_in_which_all_failed_is_a_page(report: Json) -> None:
         for row in report["sections"]["latency"]["rows"]
     ]  # fmt: skip
     section = {**report["sections"]["latency"], "rows": rows, "pairs": []}
-    found = Page(report_page({**report, "sections": {"latency": section}}))
-    assert "Nothing was measured." not in found.text or "By arithmetic" not in found.text
-    assert "failed" in found.text
+    made = report_page({**report, "sections": {"latency": section}})
+    found = Page(made)
+    assert "Nothing was measured." in found.text
+    assert "By arithmetic" not in found.text
+    assert 'class="tile' not in made
+    assert 'role="img"' not in made
+    (gap,) = [row for row in found.rows if row[:3] == ("Latency", "failed", "no")]
+    assert all(name in gap[3] for name in section["networks"])
+
+
+def tiles_of(report: Json) -> list[str]:
+    return re.findall(r'<div class="tile"><b>(.*?)</div>', report_page(report))
+
+
+def test_the_headline_is_our_fastest_pipeline_over_the_reference(report: Json) -> None:
+    """Not the pair with the largest ratio; and it says what the fastest plain pipeline would make of it."""
+    section = report["sections"]["end-to-end"]
+    ratios = {(pair["a"], pair["b"]): pair["ratio"]["value"] for pair in section["ratios"]}
+    slow = {"a": "plain-torch", "b": "ours-onnxruntime-fp32", "ratio": {"value": 99.0, "low": 98.0, "high": 100.0}}
+    changed = {**section, "ratios": [slow, *section["ratios"][:1], *section["ratios"][2:]]}
+    value, other = ratios["plain-torch", "ours-openvino-int8"], ratios["plain-onnxruntime", "ours-openvino-int8"]
+    (tile,) = tiles_of({**report, "sections": {"end-to-end": changed}})
+    assert tile.startswith(f"{value:.1f}×")
+    assert "plain-torch over ours-openvino-int8, warm" in tile
+    assert f"over plain-onnxruntime, the fastest plain one, {other:.1f}×" in tile
+    text = Page(report_page({**report, "sections": {"end-to-end": changed}})).text
+    assert f"plain-torch over ours-openvino-int8: {value:.1f}×; over plain-onnxruntime, the fastest plain one" in text
+    assert "times as fast as plain-onnxruntime (the fastest plain one)." in text
+    assert "99.0×" not in tile
+
+
+def test_a_refused_ratio_is_in_no_headline(report: Json) -> None:
+    section = report["sections"]["end-to-end"]
+    refused = {"value": None, "low": 0.9, "high": 1.9, "rounds": 8, "refused": "noisy"}
+    ratios = [{**pair, "ratio": refused} if pair["a"] == "plain-onnxruntime" else pair for pair in section["ratios"]]
+    changed = {**report, "sections": {"end-to-end": {**section, "ratios": ratios}}}
+    (tile,) = tiles_of(changed)
+    assert "over plain-onnxruntime, the fastest plain one, no ratio is quoted" in tile
+    assert "Over plain-onnxruntime, the fastest plain one, no ratio can be quoted." in Page(report_page(changed)).text
+    all_refused = {**section, "ratios": [{**pair, "ratio": refused} for pair in ratios]}
+    assert tiles_of({**report, "sections": {"end-to-end": all_refused}}) == []
+
+
+def test_a_section_that_was_skipped_is_a_gap_and_no_warning(report: Json) -> None:
+    made = report_page({**report, "sections": {"preprocess": {"status": "skipped", "reason": "no SimpleITK"}}})
+    assert '<p class="soft">This section was skipped: no SimpleITK</p>' in made
+    assert 'class="warning"' not in made
+    assert ("Preprocessing", "skipped", "no SimpleITK", "the whole section") in Page(made).rows
+
+
+def archive_report(report: Json, *changes: Json) -> Json:
+    rows = [{**row, **change} for row, change in zip(report["sections"]["archive"]["rows"], changes, strict=False)]
+    return {**report, "sections": {"archive": {**report["sections"]["archive"], "rows": rows}}}
+
+
+def test_an_archives_headline_needs_the_same_results_and_the_fewest_failures(report: Json) -> None:
+    best = Page(report_page(archive_report(report, {}, {}, {}))).text
+    assert "2,390 studies per hour at best (processes, 2 workers of 1 thread)" in best
+    for wrong in ({"same_results": False}, {"failed": 3}, {"studies_per_hour": None}):
+        made = archive_report(report, {}, {}, wrong)
+        text = Page(report_page(made)).text
+        assert "2,057 studies per hour at best (one process, 1 worker of 2 threads)." in text
+        assert "one process, 1 × 2 threads is the fastest" in text
+        (tile,) = tiles_of(made)
+        assert tile.startswith("2,057")
+    assert "; 3 studies failed." in Page(report_page(archive_report(report, {"failed": 3}))).text
+    rows = Page(report_page(archive_report(report, {}, {}, {"same_results": False}))).rows
+    assert (rows[3][0], rows[3][-1]) == ("processes", "NO")
+
+
+def test_an_archive_without_any_rate_is_a_page(report: Json) -> None:
+    """A reference that dropped out leaves modes without studies per hour; so do studies that all failed."""
+    none: Json = {"studies_per_hour": None, "speedup": None, "efficiency": None}
+    made = archive_report(report, none, none)
+    text = Page(report_page(made)).text
+    assert "Nothing was measured." in text
+    assert tiles_of(made) == []
+    assert "no study came to its end" in text
+    differ = {"same_results": False}
+    assert "No way to share the work gave one core" in report_page(archive_report(report, differ, differ))
 
 
 def test_ratios_without_any_interval_are_words_and_no_plot(report: Json) -> None:

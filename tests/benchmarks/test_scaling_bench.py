@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 from fourphase.benchmarks.latency.limits import Cost
-from fourphase.benchmarks.scaling import scaling_bench
+from fourphase.benchmarks.latency.sensors import Watched
+from fourphase.benchmarks.scaling import command, scaling_bench
 from fourphase.benchmarks.scaling.apart import Apart, ApartFailed
 from fourphase.benchmarks.scaling.command import scaling, scaling_step
 from fourphase.benchmarks.scaling.graphs import exported, resized
@@ -246,9 +251,11 @@ def test_bad_input_is_refused_before_anything_is_measured(app: typer.Typer, opti
         CliRunner().invoke(app, ["scaling", "--quick", *options], catch_exceptions=False)
 
 
-def test_a_plot_that_cannot_be_written_is_refused_first(app: typer.Typer, tmp_path: Path) -> None:
-    with pytest.raises(OutputNotWritable):
-        CliRunner().invoke(app, ["scaling", "--plot", str(tmp_path / "none" / "x.png")], catch_exceptions=False)
+@pytest.mark.parametrize("name", ["file/x.png", "x.pdf"])
+def test_a_plot_that_cannot_be_written_is_refused_first(app: typer.Typer, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError if name == "x.pdf" else OutputNotWritable):
+        CliRunner().invoke(app, ["scaling", "--plot", str(tmp_path / name)], catch_exceptions=False)
 
 
 def test_as_a_step_it_gives_what_the_command_prints(small: SizedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,3 +277,60 @@ def test_the_plot_draws_fits_and_says_when_it_is_a_rehearsal(tmp_path: Path) -> 
         plot_scaling(ScalingTable(quick, {"threads": 2}, [result]), tmp_path / "plot.png")
         pictures.append((tmp_path / "plot.png").read_bytes())
     assert pictures[0] != pictures[1]
+
+
+def test_a_graph_that_hangs_is_ended(small: SizedNetwork, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Size(3, 8, 1, 1)
+    small.write(size, tmp_path / "model.onnx")
+    with pytest.raises(ApartFailed, match=r"no answer within 0\.01 s"):
+        Apart("onnxruntime", tmp_path / "model.onnx", "study", size.shape(), limit_s=0.01)
+    with Apart("onnxruntime", tmp_path / "model.onnx", "study", size.shape()) as process:
+        process._limit_s = 0.01
+        with pytest.raises(ApartFailed, match="no answer"):
+            process.run(1_000_000)
+        assert process._process.wait(timeout=30) == -9
+
+
+@pytest.mark.parametrize(("busy", "fitted"), [(None, True), (0.15, True), (0.4, False)])
+def test_a_sweep_that_others_disturbed_has_no_fit(busy: float | None, fitted: bool) -> None:
+    sweep = FULL["slices"]
+    points = tuple(Point(x, "ok", "", {"p50": 2.0 * x}, (2.0 * x,) * 5, busy_elsewhere=busy) for x in sweep.xs)
+    law, reason = SweepResult(sweep, "four-phase", "onnxruntime", points).law()
+    assert (law is not None) == fitted
+    assert ("slices 16 is not steady: other processes took 40%" in reason) != fitted
+
+
+def test_a_sweep_is_watched(small: SizedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def watching(*, gpu: bool) -> Iterator[Any]:
+        yield SimpleNamespace(result=lambda: Watched(1.0, busy_elsewhere=0.25))
+
+    use(monkeypatch, small)
+    monkeypatch.setattr(scaling_bench, "watch", watching)
+    (sweep,) = run_scaling(TINY).sweeps
+    assert {point.busy_elsewhere for point in sweep.points} == {0.25}
+
+
+def test_reasons_name_no_places_of_the_machine(small: SizedNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*arguments: Any) -> Apart:
+        raise ApartFailed(f"cannot read {tempfile.gettempdir()}/x/model.onnx")
+
+    use(monkeypatch, small)
+    monkeypatch.setattr(scaling_bench, "Apart", failing)
+    saved: list[Any] = []
+    result = scaling_step(saved.append, quick=True, networks=[THEIRS], kinds=["batch"], rounds=1).result
+    for part in (saved[0], result):
+        assert part["sweeps"][0]["points"][0]["reason"] == "cannot read <tmp>/x/model.onnx"
+
+
+def test_a_picture_that_fails_does_not_take_the_measurement_with_it(
+    app: typer.Typer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(table: Any, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(command, "_scaling", lambda **options: ({"sweeps": []}, None))
+    monkeypatch.setattr("fourphase.benchmarks.scaling.plot.plot_scaling", full)
+    result = CliRunner().invoke(app, ["scaling", "--json", "--plot", str(tmp_path / "plot.png")])
+    assert isinstance(result.exception, OSError)
+    assert json.loads(result.stdout) == {"sweeps": []}

@@ -278,3 +278,50 @@ def test_values_that_are_not_finite_are_left_out(tmp_path: Path) -> None:
     found = watched(tmp_path, lambda: power.write_text("inf"))
     assert all(math.isfinite(value) for value in found.energy_j.values())
     assert file_probes(tmp_path)[0][0].read() == (math.inf,)
+
+
+def test_what_comes_before_is_between_opening_and_the_first_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    def read() -> tuple[float, ...]:
+        events.append("read")
+        return (1.0,)
+
+    def opened() -> tuple[list[Probe], Callable[[], None], tuple[str, ...]]:
+        events.append("open")
+        return [Probe("power", "gpu", read)], lambda: events.append("close"), ()
+
+    monkeypatch.setattr(sensors, "_gpu_probes", opened)
+    with watch(tmp_path, interval_s=9, before=lambda: events.append("before")):
+        events.append("inside")
+    assert events == ["open", "before", "read", "inside", "read", "close"]
+    events.clear()
+    with pytest.raises(ZeroDivisionError), watch(tmp_path, before=lambda: 1 / 0):
+        pytest.fail("nothing is watched")
+    assert events == ["open", "close"]
+
+
+def test_nvidia_smi_is_asked_for_the_power_of_the_moment_first(tmp_path: Path) -> None:
+    smi = NvidiaSmi(program(tmp_path / "smi", "80.5, 63.40, 41, 1980, 0x0"))
+    assert read(smi.probes())["power"] == 80.5
+    smi.close()
+    average_alone = NvidiaSmi(program(tmp_path / "average", "[N/A], 63.40, 41, 1980, 0x0"))
+    assert read(average_alone.probes())["power"] == 63.4
+    average_alone.close()
+
+
+def test_a_driver_that_knows_no_power_of_the_moment_is_asked_again(tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    program(old, "63.40, 41, 1980, 0x0")
+    refusal = 'case "$*" in *instant*) echo "Field power.draw.instant is not a valid field to query."; exit 2;; esac\n'
+    old.write_text(old.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{refusal}"))
+    smi = NvidiaSmi(str(old))
+    assert read(smi.probes()) == {"power": 63.4, "temperature": 41, "clock": 1980, "flag": 0}
+    smi.close()
+    broken = tmp_path / "broken"
+    program(broken)
+    broken.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
+    assert NvidiaSmi(str(broken)).probes() == []
+    assert NvidiaSmi(str(tmp_path / "absent")).probes() == []

@@ -16,7 +16,7 @@ import numpy as np
 from fourphase.benchmarks.latency.ratio import paired_ratio
 from fourphase.benchmarks.latency.statistics import Measurement, Sample, statistics, summary
 
-__all__ = ["MACHINE", "bench_report", "latency_section"]
+__all__ = ["MACHINE", "PROTOCOL", "bench_report", "latency_section"]
 
 Json = dict[str, Any]
 
@@ -75,7 +75,7 @@ def _report(quick: bool, seed: int, slower: float) -> Json:
         "created": "2026-11-26",
         "quick": quick,
         "machine": MACHINE,
-        "settings": {"only": [], "skip": [], "budget_minutes": 60.0},
+        "settings": {"sections": ["latency", "end-to-end", "gru"], "budget_minutes": 60.0},
         "seconds": {"latency": 1810.2, "end-to-end": 402.0, "gru": 120.5},
         "sections": {
             "latency": _latency(quick, seed, slower),
@@ -179,10 +179,10 @@ def _rounds(ms: float, random: np.random.Generator, noise: float = 0.01) -> list
 def _end_to_end(quick: bool, seed: int, slower: float) -> Json:
     random = np.random.default_rng(seed + 1)
     steps = {
-        "fourphase openvino int8": {"scan": 80, "read": 310, "preprocess": 95, "breathing": 60, "inference": 900},
-        "fourphase onnxruntime fp32": {"scan": 80, "read": 312, "preprocess": 96, "breathing": 60, "inference": 2310},
-        "SimpleITK + torch": {"scan": 420, "read": 2900, "preprocess": 2350, "inference": 2950},
-        "SimpleITK + onnxruntime": {"scan": 420, "read": 2890, "preprocess": 2360, "inference": 2330},
+        "ours-openvino-int8": {"scan": 80, "read": 310, "preprocess": 95, "breathing": 60, "inference": 900},
+        "ours-onnxruntime-fp32": {"scan": 80, "read": 312, "preprocess": 96, "breathing": 60, "inference": 2310},
+        "plain-torch": {"scan": 420, "read": 2900, "preprocess": 2350, "inference": 2950},
+        "plain-onnxruntime": {"scan": 420, "read": 2890, "preprocess": 2360, "inference": 2330},
     }
     pipelines: Json = {}
     rounds: dict[str, list[float]] = {}
@@ -195,15 +195,15 @@ def _end_to_end(quick: bool, seed: int, slower: float) -> Json:
             "status": "ok", "reason": "",
             "cold_ms": {**cold, "total": sum(cold.values())},
             "warm": {"steps_ms": warm, "total_ms": summary(totals), "round_medians_ms": totals},
-            "peak_bytes": 900_000_000 if "fourphase" in name else 2_400_000_000, "logits": [[0.25, -0.25]],
+            "peak_bytes": 900_000_000 if "ours" in name else 2_400_000_000, "logits": [[0.25, -0.25]],
         }  # fmt: skip
-    pipelines["SimpleITK + torch.compile"] = {
+    pipelines["plain-torch-compile"] = {
         "status": "missing", "reason": "no C++ compiler for torch.compile", "cold_ms": None, "warm": None,
         "peak_bytes": None, "logits": None,
     }  # fmt: skip
     ratios = [
         {"a": a, "b": b, "ratio": paired_ratio(rounds[a], rounds[b]).to_dict()}
-        for a in rounds if "SimpleITK" in a for b in rounds if "fourphase" in b
+        for a in rounds if "plain" in a for b in rounds if "ours" in b
     ]  # fmt: skip
     return {
         "schema": "fourphase.end-to-end/1", "machine": MACHINE, "quick": quick, "settings": PROTOCOL,
@@ -211,7 +211,7 @@ def _end_to_end(quick: bool, seed: int, slower: float) -> Json:
         "ratios": ratios,
         "agreement": {
             name: {"input_max_abs": 2.4e-4, "logits_max_abs": 0.0031, "refused": ""}
-            for name in rounds if name != "SimpleITK + torch"
+            for name in rounds if name != "plain-torch"
         },
     }  # fmt: skip
 
@@ -289,11 +289,11 @@ def _archive(quick: bool, slower: float) -> Json:
         ("ray", 2, 1, 25.3),
     ):  # fmt: skip
         seconds *= slower
-        rounds = 2 if mode == "ray" else 5
+        rounds = 4 if mode == "ray" else 5
         speedup = paired_ratio([28.0 * slower] * rounds, [seconds] * rounds)
         rows.append({"mode": mode, "workers": workers, "threads_each": threads, "status": "ok", "reason": "",
                      "seconds": seconds, "studies_per_hour": 16 * 3600 / seconds, "failed": 0,
-                     "speedup": speedup.to_dict(), "rounds_s": [seconds] * rounds,
+                     "speedup": speedup.to_dict(), "rounds_s": [seconds] * rounds, "same_results": True,
                      "efficiency": None if speedup.value is None else speedup.value / workers})  # fmt: skip
     rows.append({"mode": "processes", "workers": 4, "threads_each": 1, "status": "not measured",
                  "reason": "only 2 cores are usable", "seconds": None, "studies_per_hour": None, "failed": None,
@@ -344,14 +344,15 @@ def _preprocess(quick: bool, slower: float) -> Json:
     ours, theirs = "fourphase", "SimpleITK whole volume"
     steps = {ours: (0.17, 0.63, 0.2), theirs: (0.07, 0.51, 0.42)}
     seconds = {ours: 0.49 * slower, theirs: 5.67 * slower}
+    runs = {name: [factor * value for factor in (1.0, 0.97, 1.04, 0.99, 1.01)] for name, value in seconds.items()}
     return {
         "schema": "fourphase.preprocess-bench/1", "machine": MACHINE, "quick": quick, "settings": PROTOCOL,
-        "repeats": 3, "slices": 1000, "seconds": seconds,
+        "repeats": 5, "slices": 1000, "seconds": seconds, "runs": runs,
         "spread": {name: [0.97 * value, 1.04 * value] for name, value in seconds.items()},
         "import_seconds": {ours: 0.61, theirs: 0.72}, "peak_mb": {ours: 210.5, theirs: 1422.0},
         "shares": {name: dict(zip(("scan", "read", "preprocess"), parts, strict=True))
                    for name, parts in steps.items()},
-        "ratio": seconds[theirs] / seconds[ours], "max_difference": 2.4e-4,
+        "paired_ratio": paired_ratio([*reversed(runs[theirs])], runs[ours]).to_dict(), "max_difference": 2.4e-4,
     }  # fmt: skip
 
 

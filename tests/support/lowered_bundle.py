@@ -20,9 +20,14 @@ from tests.support.tiny_bundle import reference_outputs, write_tiny
 
 __all__ = ["write_lowered"]
 
+_TOLERANCE = Tolerance(1e-3, 1e-3, 1e-3)
 
-def write_lowered(target: Path) -> Bundle:
-    """model.fp32.onnx, model.fp16.onnx and model.int8.onnx of the default policies; the golden outputs are FP32's."""
+
+def write_lowered(target: Path, tolerance: Tolerance = _TOLERANCE) -> Bundle:
+    """model.fp32.onnx, model.fp16.onnx and model.int8.onnx of the default policies; the golden outputs are FP32's.
+
+    A `tolerance` that int8 keeps to makes a bundle whose self-check passes in every precision.
+    """
     full = quantizable_model()
     data, blocks = bytes(full.SerializeToString()), blocks_of(full)
     policies = {"fp16": fp16_policy(blocks), "int8": int8_policy(blocks)}
@@ -36,6 +41,6 @@ def write_lowered(target: Path) -> Bundle:
         models[name] = OnnxModel(lowered, {block: policy.precision_of(block) for block in blocks})
     codes = np.random.default_rng(3).integers(0, 256, (1, *SHAPE), dtype=np.uint8)
     reference = reference_outputs(data, study_from_codes(codes, PREPROCESSING))
-    outputs = GoldenOutputs(*reference, Tolerance(1e-3, 1e-3, 1e-3))
+    outputs = GoldenOutputs(*reference, tolerance)
     golden = GoldenFile(codes, {"fp32": outputs})
     return write_tiny(target, data, models=models, preprocessing=PREPROCESSING, golden=golden)
