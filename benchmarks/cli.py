@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,7 @@ from fourphase.benchmarks.latency import command as latency_command
 from fourphase.benchmarks.mutants import cli as mutants
 from fourphase.benchmarks.report import cli as report_commands
 from fourphase.benchmarks.scaling import command as scaling_commands
-from fourphase.runtime.console import be_quiet, note, progress, run_app, say_errors_as_json
+from fourphase.runtime.console import be_quiet, progress, run_app, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def phantom(
 def preprocess(
     study: Annotated[Path | None, typer.Argument(help="A study folder; default: a phantom of 4 x 250 slices.")] = None,
     box: Annotated[Path | None, typer.Option(help="The study's lesion box, JSON.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each pipeline.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each pipeline; a ratio needs 5.")] = 5,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -110,20 +111,18 @@ def preprocess(
         raise UsageError(
             "a study and its box belong together", "give both STUDY and --box, or neither", key="box_missing"
         )
-    import tempfile
-
-    from fourphase.benchmarks.preprocess_bench import compare_pipelines, require_simpleitk
+    from fourphase.benchmarks.end_to_end.study import given_study, phantom_study
+    from fourphase.benchmarks.preprocess_bench import compare_pipelines, require_simpleitk, result_of
 
     require_simpleitk()
-    if study is not None and box is not None:
-        comparison = compare_pipelines(study, box, repeats)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            written = _large_phantom(Path(folder) / "study")
-            comparison = compare_pipelines(written / "dicom", written / "lesion_box.json", repeats)
-    if not json_output:
-        _print_comparison(comparison)
-    print(json.dumps(comparison.to_dict()))
+    subject = phantom_study(None, quick=False) if study is None or box is None else nullcontext(given_study(study, box))
+    with subject as files:
+        comparison = compare_pipelines(files.folder, files.box, repeats)
+    result = result_of(comparison, files.what, quick=False)
+    with stdout_checked():
+        if not json_output:
+            _print_comparison(comparison)
+        print(json.dumps(result, allow_nan=False))
 
 
 def main() -> None:
@@ -136,18 +135,11 @@ def _set_up(json_output: bool, quiet: bool) -> None:
     say_errors_as_json(json_output)
 
 
-def _large_phantom(folder: Path) -> Path:
-    from fourphase.benchmarks.phantoms.phantom import make_phantom
-    from fourphase.benchmarks.phantoms.phantom_dicom import write_study
-
-    note("writing a phantom study of 4 x 250 slices of 512 x 512")
-    with progress("writing", 4 * 250) as advance:
-        return write_study(folder, make_phantom("HCC", 1), 512, 250, advance).folder
-
-
 def _print_comparison(comparison: Comparison) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from fourphase.benchmarks.report.words import paired_text
 
     table = Table("pipeline", "seconds", "fastest - slowest", "peak MB", "scan", "read", "preprocess")
     for name, seconds in comparison.seconds.items():
@@ -158,10 +150,11 @@ def _print_comparison(comparison: Comparison) -> None:
         )
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    console.print(f"{paired_text(comparison.paired.to_dict())}.")
     console.print(
         f"{comparison.slices} slices, {comparison.repeats} runs each in turns, files in the page cache, imports "
-        f"({', '.join(f'{seconds:.1f} s' for seconds in comparison.import_seconds.values())}) not counted: "
-        f"{comparison.ratio:.1f} times faster; inputs differ by at most {comparison.max_difference:.1e}"
+        f"({', '.join(f'{seconds:.1f} s' for seconds in comparison.import_seconds.values())}) not counted; "
+        f"inputs differ by at most {comparison.max_difference:.1e}"
     )
 
 

@@ -1,8 +1,8 @@
 """`fp-bench preprocess`: reading and preprocessing a study, ours beside a whole-volume SimpleITK pipeline in one run.
 
 Each run is a process of its own, so that its peak memory is its own; imports are done before the clock starts. The two
-take turns; quoted are the medians, their ratio, and the paired ratio with its interval. The first run of each, which
-brings the files into the page cache, is not counted.
+take turns; quoted are the medians, and their ratio in turns with its interval. The first run of each, which brings the
+files into the page cache, is not counted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fourphase.benchmarks.latency.ratio import Ratio, paired_ratio
+from fourphase.benchmarks.latency.ratio import FEWEST_ROUNDS, Ratio, paired_ratio
 from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.console import progress
 from fourphase.runtime.errors import EnvironmentFault, InputMissing
@@ -36,22 +36,29 @@ if TYPE_CHECKING:
 __all__ = [
     "OURS",
     "PHASES",
+    "REPEATS",
     "THEIRS",
     "Comparison",
     "compare_pipelines",
     "preprocess_step",
     "require_simpleitk",
+    "result_of",
     "series_files",
+    "simpleitk_missing",
 ]
 
 PHASES = ("NC", "ART", "PV", "DL")
 OURS, THEIRS = "fourphase", "SimpleITK whole volume"
+#: Counted runs of each pipeline: with fewer there is no interval.
+REPEATS = FEWEST_ROUNDS
 Input = NDArray[np.float32]
 Float = NDArray[np.float64]
 #: (0008,0032), as SimpleITK names it.
 _ACQUISITION_TIME = "0008|0032"
 #: Fewer images are a localizer or a dose sheet.
 _FEWEST_SLICES = 2
+#: Cause and cure.
+_MISSING = ("SimpleITK is not installed", "pip install 'fourphase[dev]'")
 
 
 @dataclass(frozen=True)
@@ -80,11 +87,6 @@ class Comparison:
     max_difference: float
 
     @property
-    def ratio(self) -> float:
-        """How many times faster ours is, by medians."""
-        return self.seconds[THEIRS] / self.seconds[OURS]
-
-    @property
     def paired(self) -> Ratio:
         """Theirs over ours with its interval, or why none is quoted (fewer than 5 runs, noise)."""
         return paired_ratio(self.runs[THEIRS], self.runs[OURS])
@@ -100,13 +102,12 @@ class Comparison:
             "peak_mb": dict(self.peak_mb),
             "shares": {name: dict(steps) for name, steps in self.shares.items()},
             "runs": {name: list(seconds) for name, seconds in self.runs.items()},
-            "ratio": self.ratio,
             "paired_ratio": self.paired.to_dict(),
             "max_difference": self.max_difference,
         }
 
 
-def compare_pipelines(folder: Path, box: Path, repeats: int = 3) -> Comparison:
+def compare_pipelines(folder: Path, box: Path, repeats: int = REPEATS) -> Comparison:
     """Measures both pipelines on one study.
 
     Raises: EnvironmentFault (24) without SimpleITK, InputMissing (10) and the study's own errors.
@@ -129,21 +130,34 @@ def compare_pipelines(folder: Path, box: Path, repeats: int = 3) -> Comparison:
     return _summary(runs, inputs, repeats)
 
 
-def preprocess_step(save: Save, *, quick: bool, repeats: int = 5) -> Outcome:
+def preprocess_step(save: Save, *, quick: bool, repeats: int = REPEATS) -> Outcome:
     """The command as a step of the report: on a phantom of 4 x 250 slices of 512 x 512, `quick` on a small one.
 
-    Raises: EnvironmentFault (24) without SimpleITK.
+    Without SimpleITK it is skipped.
     """
     from fourphase.benchmarks.end_to_end.study import phantom_study
     from fourphase.benchmarks.guarded_steps import Outcome
-    from fourphase.benchmarks.machine import describe_machine
 
-    require_simpleitk()
+    missing = simpleitk_missing()
+    if missing:
+        return Outcome("skipped", missing)
     with phantom_study(None, quick=quick) as study:
         comparison = compare_pipelines(study.folder, study.box, 2 if quick else repeats)
-        settings = {"study": study.what, "repeats": comparison.repeats, "threads": len(os.sched_getaffinity(0))}
-    machine = describe_machine(lambda _: None).result
-    return Outcome("ok", result={**comparison.to_dict(), "machine": machine, "quick": quick, "settings": settings})
+    return Outcome("ok", result=result_of(comparison, study.what, quick=quick))
+
+
+def result_of(comparison: Comparison, study: str, *, quick: bool) -> dict[str, Any]:
+    """The JSON object of a run on this machine; `study`: how a reader should name what was read."""
+    from fourphase.benchmarks.machine import describe_machine
+
+    settings = {
+        "study": study,
+        "slices": comparison.slices,
+        "repeats": comparison.repeats,
+        "threads": len(os.sched_getaffinity(0)),
+    }
+    machine = dict(describe_machine(lambda _: None).result)
+    return {**comparison.to_dict(), "machine": machine, "quick": quick, "settings": settings}
 
 
 def _summary(runs: Mapping[str, list[dict[str, Any]]], inputs: Mapping[str, Input], repeats: int) -> Comparison:
@@ -272,7 +286,12 @@ def _timed(steps: dict[str, float], name: str) -> Iterator[None]:
 def require_simpleitk() -> None:
     """Raises: EnvironmentFault (24) naming the extra, before a study is written or read."""
     if find_spec("SimpleITK") is None:
-        raise EnvironmentFault("SimpleITK is not installed", "pip install 'fourphase[dev]'", key="extra_missing")
+        raise EnvironmentFault(*_MISSING, key="extra_missing")
+
+
+def simpleitk_missing() -> str:
+    """Why a step of the report that needs SimpleITK is skipped; "" if it is not."""
+    return "" if find_spec("SimpleITK") else ": ".join(_MISSING)
 
 
 def _peak_mb() -> float:

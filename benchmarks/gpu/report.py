@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import sys
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,10 +16,11 @@ from typing import Any
 from fourphase.benchmarks.gpu.kit import read_manifest
 from fourphase.benchmarks.latency.limits import Cost, limit_of
 from fourphase.benchmarks.machine import gpu_state
+from fourphase.benchmarks.places import machine_places, readable
 from fourphase.runtime.atomic import write_file
 from fourphase.runtime.errors import InputMissing, ModelIncompatible, UsageError
 
-__all__ = ["SCHEMA", "Report", "machine_places", "merge_reports", "readable", "recordings_file", "with_limits"]
+__all__ = ["SCHEMA", "Report", "merge_reports", "recordings_file", "with_limits"]
 
 SCHEMA = "fourphase.gpu-check/2"
 #: What reports must have in common to be put together; a call without a kit has none.
@@ -146,31 +144,3 @@ def _with_limit(row: Mapping[str, Any], cost: Cost, peaks: Mapping[str, Any]) ->
     if limit:
         limit["times_limit"] = row["statistics"]["compute_ms"]["p50"] / limit["limit_ms"]
     return {**row, "limit": limit}
-
-
-def readable(value: Any, places: Mapping[str, str]) -> Any:
-    """JSON types with six digits of every float, and every place (a path) in a string replaced by its name."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, str):
-        for path in sorted(places, key=len, reverse=True):
-            value = value.replace(path, places[path])
-        return value
-    if isinstance(value, Mapping):
-        return {name: readable(part, places) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [readable(part, places) for part in value]
-    return value
-
-
-def machine_places() -> dict[str, str]:
-    """The directories of this machine that error texts speak of."""
-    places = {
-        os.getcwd(): "<cwd>",
-        str(Path(__file__).resolve().parents[2]): "<project>",
-        str(Path.home()): "<home>",
-        tempfile.gettempdir(): "<tmp>",
-        sys.prefix: "<python>",
-        sys.base_prefix: "<python>",
-    }
-    return {path: name for path, name in places.items() if len(path) > 1}

@@ -8,8 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fourphase.benchmarks.report.answers_latency import latency_answers
-from fourphase.benchmarks.report.reading import Row, dig, rows_of, section_of, status_of
-from fourphase.benchmarks.report.words import counted, listed, runtime_name, significant, time_text, way_name
+from fourphase.benchmarks.report.answers_runs import archive_answers, end_to_end_answers
+from fourphase.benchmarks.report.reading import Row, rows_of, section_of, status_of
+from fourphase.benchmarks.report.words import counted, listed, runtime_name, significant, way_name
 
 __all__ = ["Answer", "answers_of"]
 
@@ -26,29 +27,6 @@ class Answer:
 
 def answers_of(report: Row) -> list[Answer]:
     return [Answer(name, text) for name, make in _SECTIONS.items() for text in make(section_of(report, name))]
-
-
-def _end_to_end(section: Row) -> Iterator[str]:
-    pipelines: Mapping[str, Row] = section.get("pipelines") or {}
-    totals = {
-        name: float(dig(row, "warm", "total_ms", "p50"))
-        for name, row in pipelines.items()
-        if status_of(row) == "ok" and dig(row, "warm", "total_ms")
-    }
-    ours = {pair["b"] for pair in rows_of(section, "ratios")} & totals.keys()
-    if not ours:
-        return
-    best = min(ours, key=totals.__getitem__)
-    against = [pair for pair in rows_of(section, "ratios") if pair["b"] == best]
-    told = [
-        f"{ratio['value']:.1f} ({ratio['low']:.1f} to {ratio['high']:.1f}) times as fast as {pair['a']}"
-        for pair in against
-        if (ratio := pair.get("ratio") or {}).get("value") is not None
-    ]
-    files = dig(section, "study", "files")
-    study = f" of a study of {files:,} files" if files else ""
-    what = f"From DICOM to result, warm, {best} takes {time_text(totals[best])}{study}"
-    yield f"{what}: {listed(told)}." if told else f"{what}; no ratio over another pipeline can be quoted."
 
 
 def _gru(section: Row) -> Iterator[str]:
@@ -78,18 +56,6 @@ def _scaling(section: Row) -> Iterator[str]:
             grown.setdefault(place, []).append(f"{what}({fit['low']:.2f} to {fit['high']:.2f})")
     for (network, *way), powers in grown.items():
         yield f"The latency of {network} in {way_name(*way)} grows with {listed(powers)}."
-
-
-def _archive(section: Row) -> Iterator[str]:
-    rows = [row for row in rows_of(section) if status_of(row) == "ok"]
-    if rows:
-        best = max(rows, key=lambda row: row["studies_per_hour"])
-        workers = counted(best["workers"], "worker", "workers")
-        threads = counted(best["threads_each"], "thread", "threads")
-        yield (
-            f"An archive runs through at {significant(best['studies_per_hour'])} studies per hour at best "
-            f"({best['mode']}, {workers} of {threads})."
-        )
 
 
 def _baselines(section: Row) -> Iterator[str]:
@@ -126,7 +92,7 @@ def _preprocess(section: Row) -> Iterator[str]:
 
 _SECTIONS: Mapping[str, Callable[[Row], Iterator[str]]] = MappingProxyType(
     {
-        "latency": latency_answers, "end-to-end": _end_to_end, "gru": _gru, "scaling": _scaling,
-        "archive": _archive, "baselines": _baselines, "preprocess": _preprocess,
+        "latency": latency_answers, "end-to-end": end_to_end_answers, "gru": _gru, "scaling": _scaling,
+        "archive": archive_answers, "baselines": _baselines, "preprocess": _preprocess,
     }
 )  # fmt: skip

@@ -110,7 +110,7 @@ def _against_baselines(section: Row, way: Way, batch: int) -> Iterator[str]:
     parts = [
         _verdict_text(found["faster"], "faster"),
         _verdict_text(found["slower"], "slower"),
-        _verdict_text(found["untold"], "not to be told apart from it"),
+        _verdict_text(found["untold"], "not told apart from it, or refused"),
         _verdict_text(found["absent"], "without a number"),
     ]
     baselines = counted(total, "baseline", "baselines")

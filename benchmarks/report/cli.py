@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourphase.runtime.console import be_quiet, print_error, say_errors_as_json
+from fourphase.runtime.console import be_quiet, print_error, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import AccuracyGateFailed, LatencyGateFailed, SomeStudiesFailed
 
 if TYPE_CHECKING:
@@ -45,9 +45,10 @@ def report(
 
     plan = Plan(output, chosen_sections(only or [], skip or []), quick, budget_minutes, resume)
     found = measure_report(plan)
-    if not json_output:
-        _print_report(found)
-    print(json.dumps(found, allow_nan=False))
+    with stdout_checked():
+        if not json_output:
+            _print_report(found)
+        print(json.dumps(found, allow_nan=False))
     failed = failed_sections(found)
     if failed:
         error = SomeStudiesFailed(
@@ -76,10 +77,11 @@ def render(
     found = read_report(source)
     render_report(output, found)
     files = {Path(name).suffix[1:]: str(output / name) for name in RENDERED}
-    if not json_output:
-        print("\n".join(files.values()))
     record = {"schema": "fourphase.render/1", "machine": found["machine"], "name": machine_name(found["machine"])}
-    print(json.dumps({**record, "quick": found.get("quick"), "files": files}, allow_nan=False))
+    with stdout_checked():
+        if not json_output:
+            print("\n".join(files.values()))
+        print(json.dumps({**record, "quick": found.get("quick"), "files": files}, allow_nan=False))
 
 
 def compare(
@@ -96,16 +98,17 @@ def compare(
 
     Where nothing but AUCs became worse it exits with 28.
 
-    Example: fp-bench compare benchmarks/results/xeon-2-cores/report.json report/report.json
+    Example: fp-bench compare old.json new.json
     """
     _set_up(json_output, quiet)
     from fourphase.benchmarks.report.compare import compare as compare_runs
-    from fourphase.benchmarks.report.document import cleaned, read_json
+    from fourphase.benchmarks.report.document import cleaned, read_run
 
-    found = compare_runs(read_json(old), read_json(new), tolerance=tolerance, other_machine=other_machine)
-    if not json_output:
-        _print_compare(found)
-    print(json.dumps(cleaned(found.to_dict()), allow_nan=False))
+    found = compare_runs(read_run(old), read_run(new), tolerance=tolerance, other_machine=other_machine)
+    with stdout_checked():
+        if not json_output:
+            _print_compare(found)
+        print(json.dumps(cleaned(found.to_dict()), allow_nan=False))
     if found.regressions:
         _end_with(_gate(found))
 
@@ -173,6 +176,7 @@ def _print_compare(found: CompareResult) -> None:
     console.print(table)
     counts = found.to_dict()["counts"]
     console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count))
+    console.print(f"each row at {100 * found.confidence:.4g} % confidence: 95 % for all of them together")
     for text in found.changed:
         console.print(f"changed: {text}")
     if found.quick:
@@ -184,7 +188,7 @@ def _pair_cells(pair: Pair) -> list[str]:
 
     if pair.ratio is None:
         return [significant(pair.old), significant(pair.new), pair.reason, ""]
-    if pair.noise is None:
+    if pair.noise_from == "intervals":
         return [f"{pair.old:.3f}", f"{pair.new:.3f}", f"{pair.ratio:+.3f}", pair.noise_from]
-    noise = f"±{100 * pair.noise:.1f} % ({pair.noise_from})"
+    noise = "not known" if pair.noise is None else f"±{100 * pair.noise:.1f} % ({pair.noise_from})"
     return [significant(pair.old), significant(pair.new), f"{pair.ratio:.3f}", noise]

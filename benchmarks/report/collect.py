@@ -13,6 +13,7 @@ from typing import Any
 
 from fourphase.benchmarks.guarded_steps import Step, run_step
 from fourphase.benchmarks.report.document import SCHEMA, cleaned, is_complete, read_report
+from fourphase.benchmarks.report.reading import dig
 from fourphase.benchmarks.report.sections import SECTIONS, Section
 from fourphase.benchmarks.report.write import write_report
 from fourphase.runtime.atomic import write_file
@@ -51,7 +52,8 @@ def measure_report(plan: Plan, run: Run = run_step) -> Json:
 
     Returns: the report, as written.
 
-    Raises: UsageError (2) to resume on another machine or from a rehearsal, and vice versa; OutputNotWritable (30).
+    Raises: UsageError (2) to resume on another machine, with other versions or from a rehearsal, and vice versa;
+        OutputNotWritable (30).
     """
     report = _begun(plan, run)
     left = [section for section in plan.sections if not _is_done(report, section)]
@@ -101,11 +103,24 @@ def _begun(plan: Plan, run: Run) -> Json:
         raise UsageError("a rehearsal and a measurement make no report", "resume it as it began", key="quick_differs")
     if _identity(report["machine"]) != _identity(machine):
         raise UsageError("the report is of another machine", "measure this machine in a new folder", key="machine")
-    return {**report, "settings": settings}
+    before, now = _versions(report["machine"]), _versions(machine)
+    changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if changed:
+        raise UsageError(
+            f"the report was begun with other versions of {', '.join(changed)}",
+            "go on with the versions that it began with, or measure in a new folder",
+            key="versions_differ",
+        )
+    asked = [*(dig(report, "settings", "sections") or ()), *(section.name for section in plan.sections)]
+    return {**report, "settings": {**settings, "sections": [name for name in SECTIONS if name in asked]}}
 
 
 def _identity(machine: Mapping[str, Any]) -> tuple[Any, ...]:
     return machine.get("cpu"), (machine.get("gpu") or {}).get("name")
+
+
+def _versions(machine: Mapping[str, Any]) -> dict[str, Any]:
+    return {"Python": machine.get("python"), **(machine.get("packages") or {})}
 
 
 def _is_done(report: Mapping[str, Any], section: Section) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from fourphase.benchmarks.report.reading import Row, dig, rows_of, status_of
+from fourphase.runtime.errors import InputMissing
 
 __all__ = ["COMPARABLE", "Comparable", "comparables_of"]
 
@@ -20,7 +22,7 @@ class Comparable:
         identity: what it is of; the same in both runs.
         median: in any unit; None if it was not measured.
         rounds: medians of rounds, () where none were kept.
-        cv_percent: of single runs, None where it is not known.
+        cv_percent: of single runs, None where it is not known (of one run, say).
         interval: of an accuracy (low, high); then `median` is the accuracy.
     """
 
@@ -38,17 +40,29 @@ class Comparable:
 
 
 def comparables_of(section: Row) -> dict[tuple[str, ...], Comparable]:
-    """Identity -> row, of a section whose schema is in COMPARABLE."""
+    """Identity -> row, of a section whose schema is in COMPARABLE.
+
+    Raises: InputMissing (10, section_malformed) for rows that are not as that schema has them.
+    """
     schema = str(section["schema"]).partition("/")[0]
-    return {row.identity: row for row in COMPARABLE[schema](section)}
+    try:
+        return {row.identity: row for row in COMPARABLE[schema](section)}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputMissing(
+            f"the rows of a {schema} cannot be read ({type(error).__name__})", "measure it again",
+            key="section_malformed",
+        ) from error  # fmt: skip
 
 
 def _timed(identity: tuple[str, ...], row: Row, summary: Row | None, rounds: Any = None) -> Comparable:
     if status_of(row) != "ok" or not summary:
         status = status_of(row) if status_of(row) != "ok" else "not measured"
         return Comparable(identity, status, str(row.get("reason") or ""))
-    times = tuple(float(value) for value in rounds or ())
-    return Comparable(identity, "ok", "", float(summary["p50"]), times, summary.get("cv_percent"))
+    median, times = float(summary["p50"]), tuple(float(value) for value in rounds or ())
+    if not all(0 < time < math.inf for time in (median, *times)):
+        raise ValueError(f"{identity} holds a time that is none")
+    # A spread of exactly 0 is that of one run.
+    return Comparable(identity, "ok", "", median, times, summary.get("cv_percent") or None)
 
 
 def _latency(section: Row) -> Iterator[Comparable]:
@@ -81,15 +95,18 @@ def _archive(section: Row) -> Iterator[Comparable]:
     for row in rows_of(section):
         identity = (row["mode"], f"{row['workers']} workers", f"{row['threads_each']} threads each")
         # Seconds per study, so that runs of different lengths can be compared.
-        rate = row.get("studies_per_hour")
-        yield _timed(identity, row, {"p50": 3600 / rate} if rate else None, row.get("rounds_s"))
+        rate, seconds = row.get("studies_per_hour"), row.get("seconds")
+        each = 3600 / rate / seconds if rate and seconds else None
+        rounds = [value * each for value in row.get("rounds_s") or ()] if each else ()
+        yield _timed(identity, row, {"p50": 3600 / rate} if rate else None, rounds)
 
 
 def _preprocess(section: Row) -> Iterator[Comparable]:
     for name, seconds in (section.get("seconds") or {}).items():
         low, high = dig(section, "spread", name) or (seconds, seconds)
         # Half of the range of a few runs stands for their deviation.
-        yield _timed((name,), {}, {"p50": seconds, "cv_percent": 50 * (high - low) / seconds})
+        summary = {"p50": seconds, "cv_percent": 50 * (high - low) / seconds}
+        yield _timed((name,), {}, summary, dig(section, "runs", name))
 
 
 def _baselines(section: Row) -> Iterator[Comparable]:

@@ -1,7 +1,8 @@
 """Two runs side by side: what became slower, faster, was lost or found, beyond the noise of both.
 
 Rows are matched by identity. What is judged are medians of times, and the AUC of accuracy runs; sizes, memory and
-ratios are not. Both runs must be of one machine, one number of threads and one scale.
+ratios are not. Both runs must be of one machine, one number of threads, one scale and one study. The more rows, the
+wider the interval of each, so that all of them together are wrongly called changed in 1 comparison of 20 at most.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fourphase.benchmarks.report.comparability import check_comparable, other_changes
 from fourphase.benchmarks.report.comparable import COMPARABLE, Comparable, comparables_of
 from fourphase.benchmarks.report.document import SCHEMA, is_complete
-from fourphase.benchmarks.report.reading import Row, dig
+from fourphase.benchmarks.report.reading import Row
 from fourphase.benchmarks.report.sections import SECTIONS
 from fourphase.benchmarks.report.welch import FEWEST_ROUNDS, Change, change_of_rounds, change_of_spreads
 from fourphase.runtime.errors import InputMissing, UsageError
@@ -23,6 +25,8 @@ __all__ = ["REGRESSIONS", "CompareResult", "Pair", "compare"]
 REGRESSIONS = ("slower", "lost", "less accurate")
 #: Verdicts in the order of the table.
 _ORDER = ("lost", "less accurate", "slower", "faster", "more accurate", "unchanged", "found", "absent")
+#: Of calling any row changed that is not, shared by all rows (Bonferroni).
+_RISK = 0.05
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,10 @@ class Pair:
         old, new: medians (geometric means of the rounds' medians where there are rounds) in the unit of the section,
             or AUCs.
         ratio: NEW over OLD; of an AUC, the difference instead.
-        noise: beyond which a ratio counts; of an AUC, None.
-        noise_from: "rounds", "spread", "tolerance" (what the data say is less), or "intervals" of an AUC.
-        reason: why it is lost or absent.
+        noise: beyond which a ratio counts; of an AUC, and where it is not known, None.
+        noise_from: "rounds", "spread", "tolerance" (what the data say is less), "unknown" (too few rounds and no
+            spread: then a row counts as unchanged), or "intervals" of an AUC.
+        reason: why it is lost or absent, or that its noise is not known.
     """
 
     section: str
@@ -56,11 +61,13 @@ class CompareResult:
     """All rows, the worst first.
 
     Attributes:
-        changed: what else differs between the runs: versions, settings; machines if that was asked for.
+        confidence: of each row's interval.
+        changed: what else differs between the runs: versions, settings, folds; machines if that was asked for.
     """
 
     pairs: tuple[Pair, ...]
     tolerance: float
+    confidence: float
     quick: bool
     changed: tuple[str, ...]
     machine: Mapping[str, Any]
@@ -76,7 +83,7 @@ class CompareResult:
             "schema": "fourphase.compare/1",
             "machine": dict(self.machine),
             "quick": self.quick,
-            "settings": {"tolerance": self.tolerance, "confidence": 0.95},
+            "settings": {"tolerance": self.tolerance, "confidence": self.confidence},
             "counts": counts,
             "changed": list(self.changed),
             "rows": [asdict(pair) for pair in self.pairs],
@@ -90,28 +97,21 @@ def compare(old: Row, new: Row, *, tolerance: float = 0.05, other_machine: bool 
         tolerance: a smaller change is never one, whatever the rounds say: 0.05 is 5 %.
         other_machine: compare even though the machines differ.
 
-    Raises: UsageError (2) for different schemas, machines, threads, or a rehearsal with a measurement; InputMissing
-        (10) for objects that hold nothing to compare.
+    Raises: UsageError (2) for different schemas, and as `check_comparable`; InputMissing (10) for objects that hold
+        nothing to compare or rows that cannot be read.
     """
     sections = _matched(old, new)
-    if bool(old.get("quick")) != bool(new.get("quick")):
-        raise UsageError(
-            "one of the two is a rehearsal (--quick)", "compare measurements with measurements", key="quick_differs"
-        )
-    differ = _machine_differences(old, new, sections)
-    if differ and not other_machine:
-        raise UsageError(
-            f"the runs are of different machines: {'; '.join(differ)}",
-            "compare runs of one machine, or say --other-machine",
-            key="machine_differs",
-        )
-    pairs = [pair for name, (one, other) in sections.items() for pair in _pairs(name, one, other, tolerance)]
-    if not pairs:
+    differ = check_comparable(old, new, sections, other_machine=other_machine)
+    couples = [couple for name, (one, other) in sections.items() for couple in _couples(name, one, other)]
+    if not couples:
         raise InputMissing("the two files have no rows", "compare reports in which something was measured",
                            key="nothing_to_compare")  # fmt: skip
+    confidence = 1 - _RISK / max(sum(couple.timed for couple in couples), 1)
+    pairs = [_judged(couple, tolerance, confidence) for couple in couples]
     ordered = sorted(pairs, key=lambda pair: (_ORDER.index(pair.verdict), -_size(pair)))
-    changed = [*differ, *_version_changes(old, new)]
-    return CompareResult(tuple(ordered), tolerance, bool(new.get("quick")), tuple(changed), new.get("machine") or {})
+    changed = (*differ, *other_changes(old, new, sections))
+    machine = new.get("machine") if isinstance(new.get("machine"), Mapping) else {}
+    return CompareResult(tuple(ordered), tolerance, confidence, bool(new.get("quick")), changed, machine or {})
 
 
 def _matched(old: Row, new: Row) -> dict[str, tuple[Row, Row]]:
@@ -129,7 +129,7 @@ def _matched(old: Row, new: Row) -> dict[str, tuple[Row, Row]]:
             for name in SECTIONS
             if old["sections"].get(name) or new["sections"].get(name)
         }
-    kind = schemas[0].partition("/")[0]
+    kind = _kind(old)
     if kind not in COMPARABLE:
         raise InputMissing(
             f"a {kind or 'file without a schema'} cannot be compared",
@@ -140,42 +140,40 @@ def _matched(old: Row, new: Row) -> dict[str, tuple[Row, Row]]:
     return {name: (old, new)}
 
 
-def _machine_differences(old: Row, new: Row, sections: Mapping[str, tuple[Row, Row]]) -> list[str]:
-    facts = {
-        "CPU": ("machine", "cpu", "name"),
-        "usable cores": ("machine", "cpu", "usable_cores"),
-        "GPU": ("machine", "gpu", "name"),
-    }
-    found = [(name, dig(old, *path), dig(new, *path)) for name, path in facts.items()]
-    for name, pair in sections.items():
-        before, after = (dig(section, "settings", "threads") for section in pair)
-        # A section that is not there, or was ended early, is not of other threads.
-        found += [(f"threads of {name}", before, after)] if before and after else []
-    return [f"{name} {before or 'none'} and {after or 'none'}" for name, before, after in found if before != after]
+@dataclass(frozen=True)
+class _Couple:
+    """One row as both runs have it."""
+
+    section: str
+    old: Comparable
+    new: Comparable
+
+    @property
+    def timed(self) -> bool:
+        return self.old.median is not None and self.new.median is not None and not self.old.interval
 
 
-def _version_changes(old: Row, new: Row) -> Iterator[str]:
-    before, after = (dig(one, "machine", "packages") or {} for one in (old, new))
-    for name in dict.fromkeys((*before, *after)):
-        if before.get(name) != after.get(name):
-            yield f"{name} {before.get(name) or 'absent'} -> {after.get(name) or 'absent'}"
-
-
-def _pairs(name: str, old: Row, new: Row, tolerance: float) -> Iterator[Pair]:
-    before, after = (_rows(section) for section in (old, new))
+def _couples(name: str, old: Row, new: Row) -> Iterator[_Couple]:
+    before, after = (_rows(name, section) for section in (old, new))
     # A section that is gone as a whole says why its rows are.
     gone = "" if new and is_complete(new) else str(new.get("reason") or "the section was not measured")
     for identity in dict.fromkeys((*before, *after)):
         one = before.get(identity) or Comparable(identity, "absent", "not in OLD")
         other = after.get(identity) or Comparable(identity, "absent", gone or "not in NEW")
-        yield _judged(name, one, other, tolerance)
+        yield _Couple(name, one, other)
 
 
-def _rows(section: Row) -> dict[tuple[str, ...], Comparable]:
-    return comparables_of(section) if "schema" in section else {}
+def _rows(name: str, section: Row) -> dict[tuple[str, ...], Comparable]:
+    """None of a section that has not begun, or was ended because it is of another kind."""
+    return comparables_of(section) if _kind(section) == SECTIONS[name].schema else {}
 
 
-def _judged(section: str, old: Comparable, new: Comparable, tolerance: float) -> Pair:
+def _kind(run: Row) -> str:
+    return str(run.get("schema", "")).partition("/")[0]
+
+
+def _judged(couple: _Couple, tolerance: float, confidence: float) -> Pair:
+    section, old, new = couple.section, couple.old, couple.new
     if old.median is None or new.median is None:
         if old.median is not None:
             reason = f"{new.status}: {new.reason}".rstrip(": ")
@@ -185,18 +183,24 @@ def _judged(section: str, old: Comparable, new: Comparable, tolerance: float) ->
         return Pair(section, old.name, "absent", reason=new.reason)
     if old.interval and new.interval:
         return _judged_accuracy(section, old, new)
-    change = _change(old, new)
+    change = _change(old, new, confidence)
+    if change is None:
+        return Pair(section, old.name, "unchanged", old.median, new.median, new.median / old.median, None, "unknown",
+                    "its noise is not known")  # fmt: skip
     noise, noise_from = (change.noise, change.noise_from) if change.noise > tolerance else (tolerance, "tolerance")
     verdict = "slower" if change.ratio > 1 + noise else "faster" if change.ratio < 1 / (1 + noise) else "unchanged"
     return Pair(section, old.name, verdict, change.old, change.new, change.ratio, noise, noise_from)
 
 
-def _change(old: Comparable, new: Comparable) -> Change:
+def _change(old: Comparable, new: Comparable, confidence: float) -> Change | None:
+    """None where neither enough rounds nor a spread say what the noise is."""
     if min(len(old.rounds), len(new.rounds)) >= FEWEST_ROUNDS:
-        return change_of_rounds(old.rounds, new.rounds)
+        return change_of_rounds(old.rounds, new.rounds, confidence)
+    if old.cv_percent is None or new.cv_percent is None:
+        return None
     assert old.median is not None
     assert new.median is not None
-    return change_of_spreads(old.median, new.median, old.cv_percent or 0.0, new.cv_percent or 0.0)
+    return change_of_spreads(old.median, new.median, old.cv_percent, new.cv_percent, confidence)
 
 
 def _judged_accuracy(section: str, old: Comparable, new: Comparable) -> Pair:
@@ -214,6 +218,6 @@ def _size(pair: Pair) -> float:
     """How large a change is, whichever its direction."""
     if pair.ratio is None:
         return 0.0
-    if pair.noise is None:
+    if pair.noise_from == "intervals":
         return abs(pair.ratio)
     return max(pair.ratio, 1 / pair.ratio)

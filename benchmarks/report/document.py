@@ -6,18 +6,27 @@ A section that did not come to its end has a `status` and a `reason` beside what
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fourphase.benchmarks.places import cleaned
 from fourphase.benchmarks.report.sections import SECTIONS
 from fourphase.runtime.errors import InputMissing, UsageError
 
-__all__ = ["SCHEMA", "cleaned", "is_complete", "json_bytes", "machine_name", "machine_text", "read_json", "read_report"]
+__all__ = [
+    "SCHEMA",
+    "cleaned",
+    "ending_text",
+    "is_complete",
+    "json_bytes",
+    "machine_name",
+    "machine_text",
+    "read_json",
+    "read_report",
+    "read_run",
+]
 
 #: A bundle's report.json is a `fourphase.report/1`; this is another thing.
 SCHEMA = "fourphase.bench-report/1"
@@ -50,12 +59,24 @@ def read_report(path: Path) -> Json:
 
     Raises: InputMissing (10) for a file that is none; UsageError (2) for one of a section that is not known here.
     """
-    report = read_json(path)
+    return _checked(read_json(path), path.name)
+
+
+def read_run(path: Path) -> Json:
+    """A report, or the JSON object that one benchmark printed.
+
+    Raises: as `read_json`, and for a report as `read_report`.
+    """
+    found = read_json(path)
+    return _checked(found, path.name) if found.get("schema") == SCHEMA else found
+
+
+def _checked(report: Json, file: str) -> Json:
     sections = report.get("sections")
     well_formed = isinstance(sections, dict) and all(isinstance(section, dict) for section in sections.values())
     if report.get("schema") != SCHEMA or not well_formed or not isinstance(report.get("machine"), dict):
         raise InputMissing(
-            f"{path.name} is no benchmark report ({SCHEMA})", "give the report.json of fp-bench report", key="no_report"
+            f"{file} is no benchmark report ({SCHEMA})", "give the report.json of fp-bench report", key="no_report"
         )
     for name, section in report["sections"].items():
         if name not in SECTIONS:
@@ -69,6 +90,14 @@ def read_report(path: Path) -> Json:
 def is_complete(section: Mapping[str, Any]) -> bool:
     """Whether a section came to its end."""
     return bool(section.get("status", "ok") == "ok")
+
+
+def ending_text(section: Mapping[str, Any]) -> str:
+    """What a reader is told of a section that did not come to its end; one that was skipped did not fail."""
+    reason = str(section.get("reason") or "no reason is given")
+    if section["status"] == "skipped":
+        return f"This section was skipped: {reason}"
+    return f"This section did not come to its end ({section['status']}): {reason}"
 
 
 def json_bytes(report: Mapping[str, Any]) -> bytes:
@@ -98,34 +127,6 @@ def machine_text(machine: Mapping[str, Any]) -> str:
         "" if gpu else "no GPU",
     ]
     return ", ".join(filter(None, parts))
-
-
-def cleaned(value: Any) -> Any:
-    """JSON types with six digits of every float, and every place of this machine in a text replaced by its name."""
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, str):
-        for path, name in _places():
-            value = value.replace(path, name)
-        return value
-    if isinstance(value, Mapping):
-        return {name: cleaned(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [cleaned(part) for part in value]
-    return value
-
-
-def _places() -> list[tuple[str, str]]:
-    """The directories that error texts speak of, the longest first."""
-    places = {
-        os.getcwd(): "<cwd>",
-        str(Path(__file__).resolve().parents[2]): "<project>",
-        str(Path.home()): "<home>",
-        tempfile.gettempdir(): "<tmp>",
-        sys.prefix: "<python>",
-        sys.base_prefix: "<python>",
-    }
-    return sorted(((path, name) for path, name in places.items() if len(path) > 1), key=lambda one: -len(one[0]))
 
 
 def _slug(text: str) -> str:

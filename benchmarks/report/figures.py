@@ -196,7 +196,10 @@ def _archive(section: Row) -> Iterator[Figure]:
         if status_of(row) != "ok":
             yield of.gap("studies per hour", "1/h", row)
             continue
-        yield of.figure("studies per hour", row["studies_per_hour"], "1/h")
+        if row.get("studies_per_hour") is None:
+            reason = str(row.get("reason") or "no study came to its end")
+            yield of.gap("studies per hour", "1/h", {"status": "not measured", "reason": reason})
+        yield from of.known("studies per hour", row.get("studies_per_hour"), "1/h")
         yield from of.known("seconds", row.get("seconds"), "s")
         speedup = row.get("speedup")
         if isinstance(speedup, Mapping):
@@ -204,6 +207,7 @@ def _archive(section: Row) -> Iterator[Figure]:
         else:
             yield from of.known("speed-up", speedup, "x")
         yield from of.known("efficiency", row.get("efficiency"), "")
+        yield from of.known("failed studies", row.get("failed"), "")
 
 
 def _baselines(section: Row) -> Iterator[Figure]:
@@ -237,7 +241,7 @@ def _preprocess(section: Row) -> Iterator[Figure]:
         yield from of.known("peak memory", dig(section, "peak_mb", name), "MB")
         for step, share in (dig(section, "shares", name) or {}).items():
             yield from of.known(f"share of {step}", share, "")
-    yield from _Of("preprocess").known("ratio of medians", section.get("ratio"), "x")
+    yield from _Of("preprocess").ratio("ratio of theirs over ours", section.get("paired_ratio"))
 
 
 _SECTIONS: Mapping[str, Callable[[Row], Iterator[Figure]]] = MappingProxyType(

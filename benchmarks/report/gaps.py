@@ -14,6 +14,7 @@ from fourphase.benchmarks.report.words import runtime_name, way_name
 
 __all__ = ["Gap", "gap_table", "gaps_of"]
 
+_NONE_ENDED = "no study came to its end"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
@@ -84,6 +85,11 @@ def _gaps(section: Row) -> Iterable[tuple[str, ...]]:
         speedup = row.get("speedup")
         if isinstance(speedup, Mapping) and speedup.get("value") is None:
             yield f"speed-up of {_row_name(row)}", "ratio refused", str(speedup.get("refused") or "")
+        if "mode" in row and status_of(row) == "ok" and not row.get("studies_per_hour"):
+            yield f"studies per hour of {_row_name(row)}", "not measured", str(row.get("reason") or _NONE_ENDED)
+    paired = section.get("paired_ratio")
+    if paired is not None and paired.get("value") is None:
+        yield "theirs over ours", "ratio refused", str(paired.get("refused") or "")
     for name, row in (section.get("pipelines") or {}).items():
         if status_of(row) != "ok":
             yield name, status_of(row), str(row.get("reason") or "")

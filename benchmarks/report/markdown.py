@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from fourphase.benchmarks.report.answers import answers_of
-from fourphase.benchmarks.report.document import is_complete, machine_text
+from fourphase.benchmarks.report.document import ending_text, is_complete, machine_text
 from fourphase.benchmarks.report.gaps import gap_table, gaps_of
 from fourphase.benchmarks.report.reading import Row, section_of
 from fourphase.benchmarks.report.sections import SECTIONS
@@ -30,8 +30,7 @@ def report_markdown(report: Row) -> str:
             continue
         lines += ["", f"## {SECTIONS[name].title}", ""]
         if not is_complete(section):
-            lines += [f"**This section did not come to its end ({section['status']}): "
-                      f"{escaped(str(section.get('reason') or ''))}**", ""]  # fmt: skip
+            lines += [f"**{escaped(ending_text(section))}**", ""]
         if name == "baselines" and section.get("warning"):
             lines += [f"**{escaped(str(section['warning']))}**", ""]
         lines += ["\n".join(table.markdown() for table in tables).rstrip("\n")]

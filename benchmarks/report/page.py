@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 from fourphase.benchmarks.report.answers import answers_of
 from fourphase.benchmarks.report.answers_latency import OURS, fastest_of
-from fourphase.benchmarks.report.document import is_complete, machine_text
+from fourphase.benchmarks.report.answers_runs import best_archive, headline_pair, headline_text
+from fourphase.benchmarks.report.document import ending_text, is_complete, machine_text
 from fourphase.benchmarks.report.gaps import gap_table, gaps_of
 from fourphase.benchmarks.report.markdown import NOTICE, QUICK
 from fourphase.benchmarks.report.page_parts import STYLE
@@ -96,13 +97,12 @@ def _tiles(report: Row) -> list[Markup]:
     if best is not None:
         where = way_name(best["runtime"], best["precision"])
         found.append((time_text(median_ms(best)), f"{OURS}, one study in {where}, the fastest way here"))
-    told = [pair for pair in rows_of(end_to_end, "ratios") if dig(pair, "ratio", "value")]
-    if told:
-        pair = max(told, key=lambda pair: pair["ratio"]["value"])
-        found.append((f"{pair['ratio']['value']:.1f}×", f"DICOM to result: {pair['a']} over {pair['b']}, warm"))
-    archive = [row for row in rows_of(section_of(report, "archive")) if row.get("studies_per_hour")]
-    if archive:
-        most = max(archive, key=lambda row: row["studies_per_hour"])
+    pair = headline_pair(end_to_end)
+    if pair is not None:
+        words = f"DICOM to result: {pair['a']} over {pair['b']}, warm{headline_text(end_to_end, pair)}"
+        found.append((f"{pair['ratio']['value']:.1f}×", words))
+    most = best_archive(section_of(report, "archive"))
+    if most is not None:
         found.append((significant(most["studies_per_hour"]), f"studies per hour at best ({most['mode']})"))
     measured = sum(median_ms(row) is not None for row in rows_of(latency))
     if measured:
@@ -116,11 +116,14 @@ def _section(report: Row, name: str, tables: list[Table]) -> list[Markup]:
     section = section_of(report, name)
     parts = [*_PLOTS[name](section), *(table.html() for table in tables)]
     if not is_complete(section):
-        words = f"This section did not come to its end ({section['status']}): {section.get('reason') or 'no reason'}"
-        parts.insert(0, element("p", words, class_="warning"))
+        parts.insert(0, element("p", ending_text(section), class_=_class_of(section)))
     if parts and name == "baselines" and section.get("warning"):
         parts.insert(0, element("p", section["warning"], class_="warning"))
     return parts
+
+
+def _class_of(section: Row) -> str:
+    return "soft" if section["status"] == "skipped" else "warning"
 
 
 def _gaps(table: Table) -> Markup:

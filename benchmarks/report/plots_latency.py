@@ -105,7 +105,8 @@ def _network_forest(section: Row, way: Way, batch: int) -> Markup:
     pairs.sort(key=lambda pair: (not is_baseline(pair["a"]["network"]), dig(pair, "ratio", "value") or 0.0))
     found = verdicts_in(section, way, batch)
     told = [f"{len(found[key])} {words}" for key, words in (
-        ("faster", "faster"), ("slower", "slower"), ("untold", "not told apart"), ("absent", "without a ratio"))
+        ("faster", "faster"), ("slower", "slower"), ("untold", "not told apart, or refused"),
+        ("absent", "without a ratio"))
         if found[key]]  # fmt: skip
     other = pairs[0]["b"]["network"]
     rows = [estimate_of(pair, pair["a"]["network"]) for pair in pairs]

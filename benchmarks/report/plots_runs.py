@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from fourphase.benchmarks.report.answers_runs import best_archive, headline_pair, headline_text
 from fourphase.benchmarks.report.page_parts import columns_of, finding
 from fourphase.benchmarks.report.plots_ratios import estimate_of, ratio_finding
 from fourphase.benchmarks.report.reading import Row, dig, merged_order, rows_of, status_of
@@ -74,8 +75,10 @@ def _pipeline_ratios(section: Row) -> list[Markup]:
     if not pairs:
         return []
     rows = [estimate_of(pair, f"{pair['a']} over {pair['b']}") for pair in pairs]
-    best = max((row for row in rows if row.value is not None), key=lambda row: row.value or 0.0, default=None)
-    heading = f"{best.row}: {best.value:.1f} times as long" if best and best.value else "No ratio can be quoted"
+    told = headline_pair(section)
+    heading = "No ratio can be quoted"
+    if told is not None:
+        heading = f"{told['a']} over {told['b']}: {told['ratio']['value']:.1f}×{headline_text(section, told)}"
     words = "Time of one pipeline over another, warm, with 95 % intervals."
     return [ratio_finding(heading, words, "← faster · ratio of times · slower →", rows, pairs, WIDE)]
 
@@ -186,7 +189,7 @@ def _fitted(sweep: Row) -> list[tuple[float, float]] | None:
 
 
 def archive_plots(section: Row) -> list[Markup]:
-    rows = [row for row in rows_of(section) if status_of(row) == "ok"]
+    rows = [row for row in rows_of(section) if status_of(row) == "ok" and row.get("studies_per_hour")]
     if not rows:
         return []
     modes = list(dict.fromkeys(row["mode"] for row in rows))
@@ -199,10 +202,13 @@ def archive_plots(section: Row) -> list[Markup]:
             f"{names[id(row)]}: {significant(row['studies_per_hour'])} studies per hour")
         for row in rows
     ]  # fmt: skip
-    best = max(rows, key=lambda row: row["studies_per_hour"])
-    heading = f"{names[id(best)]} is the fastest: {significant(best['studies_per_hour'])} studies per hour"
+    best = best_archive(section)
+    heading = "No way to share the work gave one core's results"
+    if best is not None:
+        heading = f"{names[id(best)]} is the fastest: {significant(best['studies_per_hour'])} studies per hour"
+    strong = "" if best is None else names[id(best)]
     totals = {names[id(row)]: significant(row["studies_per_hour"]) for row in rows}
-    drawn = bar_rows(heading, "One bar per way to share the work.", "studies per hour", bars, totals, names[id(best)])
+    drawn = bar_rows(heading, "One bar per way to share the work.", "studies per hour", bars, totals, strong)
     return [finding(heading, drawn)]
 
 

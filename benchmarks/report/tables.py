@@ -8,11 +8,21 @@ from types import MappingProxyType
 from fourphase.benchmarks.report.reading import Row, dig, merged_order, rows_of, section_of, status_of
 from fourphase.benchmarks.report.tables_latency import latency_tables
 from fourphase.benchmarks.report.text_table import Table
-from fourphase.benchmarks.report.words import DASH, megabytes, ratio_text, runtime_name, significant, way_name
+from fourphase.benchmarks.report.words import (
+    DASH,
+    megabytes,
+    paired_text,
+    ratio_text,
+    runtime_name,
+    significant,
+    way_name,
+)
 
 __all__ = ["tables_of"]
 
 _FIGURES = {"auc": "AUC", "accuracy": "accuracy", "f1": "F1", "npv": "NPV"}
+#: Whether a mode of the archive gave what one core alone gave.
+_SAME: Mapping[bool | None, str] = MappingProxyType({True: "yes", False: "NO"})
 
 
 def tables_of(report: Row) -> dict[str, list[Table]]:
@@ -121,10 +131,10 @@ def _archive(section: Row) -> list[Table]:
     rows = [row for row in rows_of(section) if status_of(row) == "ok"]
     return [
         Table("Throughput", ("mode", "workers", "threads each", "seconds", "studies per hour", "speed-up",
-                             "efficiency", "failed"), [
+                             "efficiency", "failed", "one core's results"), [
             (row["mode"], str(row["workers"]), str(row["threads_each"]), significant(row.get("seconds")),
-             significant(row["studies_per_hour"]), _speedup(row.get("speedup")), significant(row.get("efficiency")),
-             str(row.get("failed", DASH)))
+             significant(row.get("studies_per_hour")), _speedup(row.get("speedup")), significant(row.get("efficiency")),
+             str(row.get("failed", DASH)), _SAME.get(row.get("same_results"), DASH))
             for row in rows
         ], note=" ".join(str(line) for line in section.get("explanation") or ()))
     ]  # fmt: skip
@@ -171,8 +181,8 @@ def _preprocess(section: Row) -> list[Table]:
          *(f"{100 * (dig(section, 'shares', name, step) or 0):.0f} %" for step in steps))
         for name, value in seconds.items()
     ]  # fmt: skip
-    ratio, far = section.get("ratio"), section.get("max_difference")
-    note = f"Ratio of the medians {significant(ratio)}; inputs differ by at most {significant(far)}." if rows else ""
+    far = f"inputs differ by at most {significant(section.get('max_difference'))}"
+    note = f"{paired_text(section.get('paired_ratio'))}; {far}." if rows else ""
     return [Table("Scan, read and preprocess", ("pipeline", "s", "fastest", "slowest", "peak MB", *steps), rows, note)]
 
 

@@ -60,8 +60,11 @@ def _cost(section: Row) -> Table:
         size = facts.get("input")
         rows.append((name, significant(facts["parameters"] / 1e6), expected[0], significant(facts["gmac"], 4),
                      expected[1], " x ".join(map(str, size)) if size else DASH))  # fmt: skip
-    head = ("network", "10⁶ parameters", "by its paper", "GMAC per study", "by its paper ", "input")
-    note = "GMAC: multiply-accumulates of convolutions and matrix products. Input: phase, slice, channel, row, column."
+    head = ("network", "10⁶ parameters", "expected", "GMAC per study", "expected ", "input")
+    note = (
+        "GMAC: multiply-accumulates of convolutions and matrix products. Expected: from the papers' descriptions and"
+        " code; what explains a difference is said in benchmarks/baselines. Input: phase, slice, channel, row, column."
+    )
     return Table("Size and arithmetic", head, rows, note, words=("input",))
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, variance
+from statistics import NormalDist, fmean, variance
 
 __all__ = ["FEWEST_ROUNDS", "Change", "change_of_rounds", "change_of_spreads"]
 
 #: A variance of fewer says nothing.
 FEWEST_ROUNDS = 3
-_CONFIDENCE = 0.95
-#: Standard deviations on each side of a normal distribution that hold 95 %.
-_NORMAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -36,8 +33,8 @@ class Change:
         return self.new / self.old
 
 
-def change_of_rounds(old: Sequence[float], new: Sequence[float]) -> Change:
-    """From the medians of rounds, all above 0; the noise is the half-width of the 95 % interval.
+def change_of_rounds(old: Sequence[float], new: Sequence[float], confidence: float = 0.95) -> Change:
+    """From the medians of rounds, all above 0; the noise is the half-width of the interval of that confidence.
 
     Degrees of freedom are Welch and Satterthwaite's. Drift between the two runs is not in it: two rounds of one run
     are more alike than two runs, which is why `compare` has a tolerance besides.
@@ -54,13 +51,16 @@ def change_of_rounds(old: Sequence[float], new: Sequence[float]) -> Change:
     if sum(shares) == 0:
         return Change(before, after, 0.0, "rounds")
     freedom = sum(shares) ** 2 / sum(share**2 / (len(values) - 1) for share, values in zip(shares, logs, strict=True))
-    half = float(t.ppf((1 + _CONFIDENCE) / 2, freedom)) * math.sqrt(sum(shares))
+    half = float(t.ppf((1 + confidence) / 2, freedom)) * math.sqrt(sum(shares))
     return Change(before, after, math.expm1(half), "rounds")
 
 
-def change_of_spreads(old: float, new: float, cv_old_percent: float, cv_new_percent: float) -> Change:
+def change_of_spreads(
+    old: float, new: float, cv_old_percent: float, cv_new_percent: float, confidence: float = 0.95
+) -> Change:
     """From two medians and the coefficients of variation of single runs, where no rounds were kept.
 
     The noise is that of single runs, which is more than that of their median: a small change is not seen this way.
     """
-    return Change(old, new, math.expm1(_NORMAL * math.hypot(cv_old_percent, cv_new_percent) / 100), "spread")
+    beyond = NormalDist().inv_cdf((1 + confidence) / 2)
+    return Change(old, new, math.expm1(beyond * math.hypot(cv_old_percent, cv_new_percent) / 100), "spread")

@@ -12,6 +12,7 @@ __all__ = [
     "counted",
     "listed",
     "megabytes",
+    "paired_text",
     "ratio_text",
     "runtime_name",
     "significant",
@@ -64,6 +65,13 @@ def ratio_text(ratio: Row | None) -> str:
         return "refused"
     ends = f" ({ratio['low']:.2f}–{ratio['high']:.2f})" if ratio.get("low") is not None else ""
     return f"{ratio['value']:.2f}{ends}"
+
+
+def paired_text(ratio: Row | None) -> str:
+    """The ratio of the preprocessing benchmark as a sentence without its end."""
+    if ratio is None or ratio.get("value") is None:
+        return f"No ratio is quoted: {(ratio or {}).get('refused') or 'it was not measured in turns'}"
+    return f"{ratio_text(ratio)} (theirs over ours; above 1, ours is faster)"
 
 
 def runtime_name(runtime: str) -> str:
