@@ -177,7 +177,11 @@ def stdout_checked() -> Iterator[None]:
     try:
         yield
         sys.stdout.flush()
-    except OSError as error:
+    except (OSError, SystemExit) as ended:
+        # rich ends the process with code 1 when the pipe of a table is closed.
+        error = ended.__context__ if isinstance(ended, SystemExit) else ended
+        if not isinstance(error, OSError):
+            raise
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         cause = (error.strerror or "error").lower()
