@@ -67,8 +67,10 @@ class Histogram:
         scale = np.float32(1 / self.width)
         for start in range(0, flat.size, _CHUNK):
             part = flat[start : start + _CHUNK]
-            # The scale is a power of two, so the product is exact.
+            # The scale is a power of two, so the product is exact, unless it underflows: to zero, which is the bin of
+            # values above.
             bins = np.floor(part * scale).astype(np.int32)
+            bins -= (part < 0) & (bins == 0)
             bins += BINS
             self.counts += np.bincount(bins, minlength=2 * BINS)
             zeros = part.size - int(np.count_nonzero(part))

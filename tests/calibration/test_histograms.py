@@ -47,6 +47,13 @@ def test_neither_order_nor_portions_matter(parts: list[Floats]) -> None:
     assert forward.counts.sum() + forward.zeros == sum(part.size for part in parts)
 
 
+def test_a_negative_value_that_underflows_stays_below_zero() -> None:
+    tiny = np.array([-1e-45], dtype=np.float32)
+    large = np.array([8192.0], dtype=np.float32)
+    for parts in ((large, tiny), (tiny, large)):
+        assert filled(*parts).counts[BINS - 1] == 1
+
+
 def test_magnitudes_join_both_signs() -> None:
     values = np.random.default_rng(1).normal(size=10_000).astype(np.float32)
     histogram = filled(values)
