@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from fourphase.benchmarks.latency.candidate import Task
+from fourphase.benchmarks.latency.product import loaded_product
 from fourphase.benchmarks.latency.runtimes import Loaded
-from fourphase.benchmarks.latency.studies import arrays_of, check_lowered, fp16_note, studies_of, timed_backend
 from fourphase.runtime import onnxruntime_backend
-from fourphase.runtime.bundle import load_bundle
 
 __all__ = ["REQUIREMENTS", "load", "why_not"]
 
@@ -23,9 +20,5 @@ def why_not(precision: str, device: str) -> str | None:
 
 
 def load(task: Task) -> Loaded:
-    """Raises: as the backend does (20 to 24), SelfCheckFailed (23) also for a lowered model off its golden outputs."""
-    bundle = load_bundle(Path(task.bundle))
-    backend = onnxruntime_backend.load_backend(bundle, task.precision)
-    check_lowered(backend, bundle)
-    studies = studies_of(bundle, task.batch)
-    return Loaded(timed_backend(backend, studies), arrays_of(backend.infer(studies)), note=fp16_note(task.precision))
+    """Raises: as `loaded_product`."""
+    return loaded_product(onnxruntime_backend.load_backend, task)
