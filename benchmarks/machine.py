@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fourphase.benchmarks.guarded_steps import Outcome, Save
-from fourphase.runtime.cuda import probe
+from fourphase.runtime.cuda import pci_bus_id, probe
 
 __all__ = ["describe_machine", "gpu_state"]
 
@@ -47,11 +47,11 @@ def describe_machine(save: Save) -> Outcome:
 
 
 def gpu_state() -> dict[str, str] | None:
-    """Clocks, power and temperature of the first GPU, as nvidia-smi says them; None where it does not."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+    """Clocks, power and temperature of the GPU that CUDA uses, as nvidia-smi says them; None where it does not."""
+    program, bus = shutil.which("nvidia-smi"), pci_bus_id()
+    if program is None or bus is None:
         return None
-    command = [program, "--id=0", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader"]
+    command = [program, f"--id={bus}", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Device", "Probe", "probe"]
+__all__ = ["Device", "Probe", "pci_bus_id", "probe"]
 
 _LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 #: CUdevice_attribute numbers (CUDA driver API).
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+#: More than "0000:65:00.0" and its end need.
+_BUS_ID_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,19 @@ def probe() -> Probe:
         return Probe(None, f"no CUDA device (the driver answers {status})" if status else "no CUDA device")
     device = _first_device(library)
     return Probe(device, f"CUDA device {device.name}, compute capability {device.compute_capability}")
+
+
+def pci_bus_id() -> str | None:
+    """Where the first CUDA device sits, "0000:65:00.0"; None without one. Never raises.
+
+    NVML and nvidia-smi number the machine's GPUs themselves, whatever CUDA_VISIBLE_DEVICES says; by this they know it.
+    """
+    if probe().device is None:
+        return None
+    library = ctypes.CDLL(_LIBRARY)
+    handle, name = ctypes.c_int(0), ctypes.create_string_buffer(_BUS_ID_BYTES)
+    status = library.cuDeviceGet(ctypes.byref(handle), 0) or library.cuDeviceGetPCIBusId(name, len(name), handle)
+    return None if status != 0 else name.value.decode("ascii", errors="replace") or None
 
 
 def _first_device(library: Any) -> Device:

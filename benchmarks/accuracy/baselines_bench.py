@@ -1,4 +1,5 @@
-"""`fp-bench baselines`: every network trained and judged in folds on the same phantoms, each held against four-phase.
+"""`fp-bench baselines`: every network trained and judged in folds on the same phantoms, each held against four-phase,
+and the INT8 model of each fold against its FP32 network.
 
 The networks are small versions of the published ones, the studies formulas: that all of them learn at all, and how far
 they are apart here, is what this shows. It says nothing about patients, and little about networks of full size.
@@ -20,10 +21,19 @@ from fourphase.benchmarks.accuracy.judgement import ECE_NOTE, PAPER, Judgement, 
 from fourphase.benchmarks.machine import describe_machine
 from fourphase.benchmarks.networks import NETWORKS, OURS
 from fourphase.benchmarks.phantoms.phantom import KINDS
-from fourphase.calibration.metrics import Interval, auc_difference, scores_of
+from fourphase.calibration.metrics import Interval, auc_difference, flips, scores_of
 from fourphase.calibration.roc import auc
 
-__all__ = ["NOTES", "REFERENCE", "SYNTHETIC", "BaselineRow", "BaselinesResult", "judged_rows", "measure_baselines"]
+__all__ = [
+    "NOTES",
+    "REFERENCE",
+    "SYNTHETIC",
+    "BaselineRow",
+    "BaselinesResult",
+    "Lowered",
+    "judged_rows",
+    "measure_baselines",
+]
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +49,31 @@ NOTES = (
     ECE_NOTE,
     "mexpale has no clinical values: zeros, as of the average patient",
     "our networks also learn from each phase's own logits (the loss of the paper); the baselines have none",
+    "INT8 is the Q/DQ graph of each fold's network by the default policy, computed as written; no gate was asked",
 )
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A network's INT8 models, one per fold.
+
+    Attributes:
+        judgement: of their pooled scores.
+        against_fp32: their AUC minus that of the FP32 networks on the same phantoms, with a paired interval.
+        flipped: phantoms that they decide otherwise.
+    """
+
+    judgement: Judgement
+    against_fp32: Interval
+    flipped: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types only."""
+        return {
+            **self.judgement.to_dict(),
+            "auc_against_fp32": asdict(self.against_fp32),
+            "flipped": self.flipped,
+        }
 
 
 @dataclass(frozen=True)
@@ -51,12 +85,14 @@ class BaselineRow:
         auc_of_folds: AUC within each fold.
         against_four_phase: its AUC minus four-phase's on the same phantoms, with a paired interval; None for
             four-phase itself and where one of the two has no scores.
+        int8: None without INT8 models; `run.int8_reason` says why.
     """
 
     run: NetworkRun
     judgement: Judgement | None
     auc_of_folds: tuple[float, ...]
     against_four_phase: Interval | None
+    int8: Lowered | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON types only; figures and curves are null without scores."""
@@ -77,6 +113,8 @@ class BaselineRow:
             **(nothing if self.judgement is None else self.judgement.to_dict()),
             "auc_of_folds": list(self.auc_of_folds),
             "auc_against_four_phase": None if difference is None else asdict(difference),
+            "int8": None if self.int8 is None else self.int8.to_dict(),
+            "int8_reason": run.int8_reason,
         }
 
 
@@ -100,7 +138,7 @@ class BaselinesResult:
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return {
-            "schema": "fourphase.baselines/1",
+            "schema": "fourphase.baselines/2",
             "quick": self.quick,
             "warning": SYNTHETIC,
             "notes": list(NOTES),
@@ -125,6 +163,7 @@ class BaselinesResult:
             "batch": plan.batch,
             "rates": list(plan.rates),
             "tuning": plan.phantoms("tuning").to_dict(),
+            "int8": plan.phantoms("calibration").to_dict() if plan.calibration else None,
             "scale": {**asdict(plan.scale), "size": list(plan.scale.size)},
             "stored": "HU as float16: steps of 0.125 HU below 256 HU, of 0.5 HU at 1000 HU",
         }
@@ -194,7 +233,13 @@ def _judged(run: NetworkRun, truth: NDArray[np.bool_]) -> BaselineRow:
         return BaselineRow(run, None, (), None)
     scores, folds = scores_of(run.logits), [run.fold == number for number in np.unique(run.fold)]
     of_folds = tuple(auc(scores[own], truth[own]) for own in folds)
-    return BaselineRow(run, judgement_of(run.logits, truth), of_folds, None)
+    return BaselineRow(run, judgement_of(run.logits, truth), of_folds, None, _lowered(run.logits, run.int8, truth))
+
+
+def _lowered(fp32: Floats, int8: Floats | None, truth: NDArray[np.bool_]) -> Lowered | None:
+    if int8 is None:
+        return None
+    return Lowered(judgement_of(int8, truth), auc_difference(fp32, int8, truth), flips(fp32, int8))
 
 
 def _against(row: BaselineRow, reference: Floats, truth: NDArray[np.bool_]) -> BaselineRow:

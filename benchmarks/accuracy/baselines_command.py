@@ -18,7 +18,8 @@ from fourphase.benchmarks.guarded_steps import Outcome, Save
 from fourphase.runtime.console import stdout_checked
 
 if TYPE_CHECKING:
-    from fourphase.benchmarks.accuracy.baselines_bench import BaselineRow, BaselinesResult
+    from fourphase.benchmarks.accuracy.baselines_bench import BaselineRow, BaselinesResult, Lowered
+    from fourphase.benchmarks.accuracy.judgement import Judgement
     from fourphase.calibration.metrics import Interval
 
 __all__ = ["baselines", "baselines_step"]
@@ -26,6 +27,9 @@ __all__ = ["baselines", "baselines_step"]
 _HEADINGS = (
     "network", "1000\nparams", "AUC %", "against\nfour-phase", "ACC\n%", "F1\n%", "NPV\n%", "Brier\nx 100",
     "ECE %\n(chance)", "s",
+)  # fmt: skip
+_INT8_HEADINGS = (
+    "in INT8", "AUC %", "against\nFP32", "flipped", "ACC\n%", "F1\n%", "NPV\n%", "Brier\nx 100", "ECE %\n(chance)",
 )  # fmt: skip
 
 
@@ -41,12 +45,13 @@ def baselines(
     workers: Annotated[
         int | None, typer.Option(min=1, help="Trainings at once, one thread each; default: the usable cores.")
     ] = None,
+    int8: Annotated[bool, typer.Option(help="Also judge the INT8 model of every fold's network.")] = True,
     quick: Annotated[bool, typer.Option("--quick", help="A rehearsal with tiny networks: no result.")] = False,
     plot: PlotOption = None,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train every network on the same phantoms in folds, and compare AUC, ACC, F1, NPV, Brier and ECE.
+    """Train every network on the same phantoms in folds; compare AUC, ACC, F1, NPV, Brier, ECE, and INT8 with FP32.
 
     Phantoms are synthetic and the networks small: this says nothing about patients.
 
@@ -54,7 +59,7 @@ def baselines(
     """
     set_up(json_output, quiet, plot)
     result = _measured(quick, network or (), workers, count=count, folds=folds, epochs=epochs, difficulty=difficulty,
-                       seed=seed)  # fmt: skip
+                       seed=seed, calibration=None if int8 else 0)  # fmt: skip
     if plot is not None:
         from fourphase.benchmarks.accuracy.baselines_plot import plot_baselines
 
@@ -73,7 +78,7 @@ def baselines_step(
 
     Args:
         network: names of the registry; () is all.
-        changes: `count`, `folds`, `epochs`, `difficulty`, `seed` of the plan; None leaves the default.
+        changes: `count`, `folds`, `epochs`, `difficulty`, `seed`, `calibration` of the plan; None leaves the default.
     """
     result = _measured(quick, network, workers, lambda so_far: save(so_far.to_dict()), **changes)
     return Outcome("ok", result=result.to_dict())
@@ -101,15 +106,20 @@ def _print(result: BaselinesResult) -> None:
     from fourphase.benchmarks.phantoms.phantom import KINDS
 
     print_table(_HEADINGS, [_cells(row) for row in result.rows])
+    lowered = [[row.run.network, *_int8_cells(row.int8)] for row in result.rows if row.int8 is not None]
+    if lowered:
+        print_table(_INT8_HEADINGS, lowered)
     plan, scale = result.plan, result.plan.scale
     print(
         f"{plan.count} phantoms of difficulty {plan.difficulty:g}, seed {plan.seed}, in {plan.folds} folds, "
         f"{plan.epochs} epochs; width {scale.width}, inputs {' x '.join(map(str, scale.size))}; {KINDS[1]} is "
-        f"positive; 95 % bootstrap intervals, paired for the AUC against four-phase, in points; {result.seconds:.0f} s"
+        f"positive; 95 % bootstrap intervals, paired for differences of AUCs, in points; {result.seconds:.0f} s"
     )
     for row in result.rows:
         if row.run.status != "ok":
             print(f"{row.run.network} {row.run.status}: {row.run.reason}")
+        elif row.run.int8_reason:
+            print(f"{row.run.network} has no INT8 model: {row.run.int8_reason}")
     for text in NOTES:
         print(f"note: {text}")
     if result.quick:
@@ -125,10 +135,20 @@ def _cells(row: BaselineRow) -> list[str]:
     if judged is None:
         return [name, parameters, run.status, *[""] * 6, seconds]
     difference = "" if row.against_four_phase is None else _interval_text(row.against_four_phase, "+")
+    return [name, parameters, _interval_text(judged.figures["auc"]), difference, *_figure_cells(judged), seconds]
+
+
+def _int8_cells(int8: Lowered) -> list[str]:
+    judged = int8.judgement
+    change, flipped = _interval_text(int8.against_fp32, "+"), str(int8.flipped)
+    return [_interval_text(judged.figures["auc"]), change, flipped, *_figure_cells(judged)]
+
+
+def _figure_cells(judged: Judgement) -> list[str]:
+    """ACC, F1, NPV, Brier score, ECE."""
     figures = [f"{100 * judged.figures[figure].value:.1f}" for figure in ("accuracy", "f1", "npv")]
     ece = f"{100 * judged.ece.value:.1f} ({100 * judged.ece_by_chance:.1f})"
-    auc, brier = _interval_text(judged.figures["auc"]), f"{100 * judged.brier.value:.1f}"
-    return [name, parameters, auc, difference, *figures, brier, ece, seconds]
+    return [*figures, f"{100 * judged.brier.value:.1f}", ece]
 
 
 def _interval_text(interval: Interval, sign: str = "") -> str:

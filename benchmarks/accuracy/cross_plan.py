@@ -32,6 +32,7 @@ class CrossPlan:
         batch: phantoms per step, at least.
         difficulty: of all phantoms; chosen so that no network's AUC is 1.
         scale: of networks and inputs.
+        calibration: phantoms, others again, that the scales of every fold's INT8 model are of; 0: no INT8 models.
         seed: of phantoms, folds, order and augmentation; initial weights are those of `NETWORKS`.
     """
 
@@ -43,6 +44,7 @@ class CrossPlan:
     batch: int = 8
     difficulty: float = 0.85
     scale: Scale = SMALL
+    calibration: int = 16
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,14 +60,14 @@ class CrossPlan:
         return replace(PreprocessingConfig(), size=self.scale.size)
 
     def phantoms(self, purpose: str) -> PhantomSet:
-        """The phantoms for "folds" or "tuning"."""
-        count = self.count if purpose == "folds" else self.tuning
+        """The phantoms for "folds", "tuning" or "calibration"."""
+        count = {"folds": self.count, "tuning": self.tuning, "calibration": self.calibration}[purpose]
         return PhantomSet(count, self.seed, self.difficulty, self.preprocessing, purpose=purpose)
 
 
 FULL = CrossPlan()
 #: A rehearsal: every network and every step, no result.
-QUICK = replace(FULL, count=12, folds=2, tuning=12, epochs=1, batch=4, scale=TINY)
+QUICK = replace(FULL, count=12, folds=2, tuning=12, epochs=1, batch=4, scale=TINY, calibration=2)
 
 
 @dataclass(frozen=True, eq=False)

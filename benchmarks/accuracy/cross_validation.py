@@ -38,6 +38,8 @@ class NetworkRun:
         fold: of every study, (N,).
         status, reason: of the first fold that did not, see `Trained`.
         seconds_choosing, seconds_training: of all trainings, one thread each, added up.
+        int8: out of fold like `logits`, by every fold's INT8 model; None if one of them is lacking.
+        int8_reason: of the first fold that lacks it; "" where nobody asked.
     """
 
     network: str
@@ -50,6 +52,8 @@ class NetworkRun:
     reason: str
     seconds_choosing: float
     seconds_training: float
+    int8: Floats | None = None
+    int8_reason: str = ""
 
 
 def cross_validate(
@@ -151,9 +155,10 @@ def out_of_fold(
 
 def held_out_jobs(name: str, rate: float, studies: Studies, fold: Indices, plan: CrossPlan) -> list[Job]:
     """One job per fold: trained on all other folds, scores its own."""
+    held_out = [fold == number for number in range(plan.folds)]
     return [
-        Job(name, rate, studies, np.flatnonzero(fold != number), np.flatnonzero(fold == number), number, plan)
-        for number in range(plan.folds)
+        Job(name, rate, studies, np.flatnonzero(~own), np.flatnonzero(own), number, plan, int8=True)
+        for number, own in enumerate(held_out)
     ]
 
 
@@ -166,10 +171,24 @@ def _pooled(run: NetworkRun, parts: Sequence[Trained], fold: Indices) -> Network
     found = [part.logits for part in parts if part.logits is not None]
     if not found:
         return replace(run, fold=fold)
-    logits = np.empty((len(fold), found[0].shape[1]), dtype=np.float32)
-    for number, values in enumerate(found):
+    int8 = [part.int8 for part in parts if part.int8 is not None]
+    reasons = [f"fold {number}: {part.int8_reason}" for number, part in enumerate(parts, 1) if part.int8_reason]
+    return replace(
+        run,
+        fold=fold,
+        logits=_placed(found, fold),
+        seconds_training=seconds,
+        int8=_placed(int8, fold) if len(int8) == len(parts) else None,
+        int8_reason=reasons[0] if reasons else "",
+    )
+
+
+def _placed(parts: Sequence[Floats], fold: Indices) -> Floats:
+    """Every fold's logits (n, K) at the places of its studies: (N, K)."""
+    logits = np.empty((len(fold), parts[0].shape[1]), dtype=np.float32)
+    for number, values in enumerate(parts):
         logits[fold == number] = values
-    return replace(run, fold=fold, logits=logits, seconds_training=seconds)
+    return logits
 
 
 def _cross_entropy(logits: Floats, truth: NDArray[np.bool_]) -> float:

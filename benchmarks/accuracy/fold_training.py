@@ -1,4 +1,4 @@
-"""One network trained on some phantoms and asked about others, and many of these at once in processes of their own.
+"""One network trained on some phantoms and asked about others, then its INT8 model; and many of these at once.
 
 Every training runs on one thread and comes out the same however many there are. Which phantoms, and what the answers
 are worth, is not known here.
@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fourphase.benchmarks.accuracy.cross_plan import CrossPlan, Studies
+from fourphase.benchmarks.accuracy.int8_scores import int8_logits
 from fourphase.benchmarks.accuracy.trainer import Updater, fit, logits_of, reproducible
 from fourphase.benchmarks.networks import NETWORKS
 from fourphase.benchmarks.phantoms.phantom import PHASES
 from fourphase.benchmarks.phantoms.rendering import augmented, to_input
 from fourphase.export.network import FourPhaseNet
-from fourphase.runtime.console import note, progress
-from fourphase.runtime.errors import EnvironmentFault, SelfCheckFailed
+from fourphase.runtime.console import be_quiet, note, progress
+from fourphase.runtime.errors import EnvironmentFault, FourphaseError, SelfCheckFailed
 
 __all__ = ["Job", "Trained", "run_jobs", "train_one"]
 
@@ -41,6 +42,7 @@ class Job:
     Attributes:
         train, score: disjoint indices into `studies`.
         fold: tells its order and augmentation from other folds'; the same for all networks.
+        int8: also score with its INT8 model, if the plan has phantoms for its scales.
     """
 
     network: str
@@ -50,6 +52,7 @@ class Job:
     score: Indices
     fold: int
     plan: CrossPlan
+    int8: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +64,9 @@ class Trained:
         status: "ok", "diverged", or "failed" where torch refused.
         reason: one sentence, "" for ok.
         parameters: of the network.
-        seconds: of building, training and scoring, on one thread.
+        seconds: of building, training and scoring, on one thread; what INT8 took is not in it.
+        int8: logits of the same studies by the network's INT8 model; None if there are none.
+        int8_reason: why there are none, one sentence; "" where nobody asked.
     """
 
     logits: Floats | None
@@ -69,12 +74,15 @@ class Trained:
     reason: str
     parameters: int
     seconds: float
+    int8: Floats | None = None
+    int8_reason: str = ""
 
 
 def train_one(job: Job) -> Trained:
     """Trains and scores; the same job gives the same logits on the same machine."""
     started, parameters = time.perf_counter(), 0
     logits, status, reason = None, "ok", ""
+    lowered: tuple[Floats | None, str] = None, ""
     with reproducible(job.plan.seed):
         try:
             network, _ = NETWORKS[job.network](job.plan.scale, 1)
@@ -89,7 +97,10 @@ def train_one(job: Job) -> Trained:
             status, reason = "diverged", error.message
         except RuntimeError as error:
             status, reason = "failed", str(error).splitlines()[0]
-    return Trained(logits, status, reason, parameters, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        if job.int8 and job.plan.calibration:
+            lowered = (None, f"no network: {reason}") if logits is None else _scored_in_int8(network, job)
+    return Trained(logits, status, reason, parameters, seconds, *lowered)
 
 
 def run_jobs(
@@ -126,7 +137,7 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[Trained]:
         return
     # Spawned: a fork of a process that has run torch's threads may hang.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_warm_up) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
             yield from pool.map(train_one, jobs)
         except BrokenProcessPool as error:
@@ -137,6 +148,11 @@ def _results(jobs: Sequence[Job], workers: int) -> Iterator[Trained]:
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    be_quiet(True)  # the bar of the process that asked stands for the whole
+    _warm_up()
 
 
 def _warm_up() -> None:
@@ -179,11 +195,24 @@ def _batches(job: Job, phases: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]
 def _scored(network: nn.Module, job: Job) -> Floats:
     """Logits of the studies to score, one at a time. Raises: SelfCheckFailed (23) unless they are finite."""
     network.eval()
-    phases, logits = _phases_of(network), []
-    for index in job.score:
-        study = to_input(job.studies.hu[index].astype(np.float32)[phases], job.plan.preprocessing)
-        logits.append(logits_of(network(torch.from_numpy(study)[None])))
-    found: Floats = torch.cat(logits).numpy()
+    inputs = _inputs_to_score(network, job)
+    found: Floats = torch.cat([logits_of(network(torch.from_numpy(study)[None])) for study in inputs]).numpy()
     if not np.isfinite(found).all():
         raise SelfCheckFailed("the trained network's logits are not finite", "take a lower rate", key="not_finite")
     return found
+
+
+def _scored_in_int8(network: nn.Module, job: Job) -> tuple[Floats | None, str]:
+    """Logits of the same studies by the network's INT8 model, or None and why there are none."""
+    phases = tuple(PHASES[place] for place in _phases_of(network))
+    calibration = replace(job.plan.phantoms("calibration"), phases=phases)
+    try:
+        return int8_logits(network, calibration, _inputs_to_score(network, job)), ""
+    except FourphaseError as error:
+        return None, error.message
+
+
+def _inputs_to_score(network: nn.Module, job: Job) -> Iterator[Floats]:
+    phases = _phases_of(network)
+    for index in job.score:
+        yield to_input(job.studies.hu[index].astype(np.float32)[phases], job.plan.preprocessing)

@@ -1,8 +1,7 @@
-"""The first NVIDIA GPU's sensors: by NVML where `nvidia-ml-py` is installed, else by an nvidia-smi that reports on.
+"""One NVIDIA GPU's sensors: by NVML where `nvidia-ml-py` is installed, else by an nvidia-smi that reports on.
 
-The first is that of index 0, whatever CUDA_VISIBLE_DEVICES says: on a machine with several, another may be measured.
-
-A value that the card or its driver does not give is left out, never an error. Jetson's GPU is read from files.
+Which GPU is said by its PCI bus id (`runtime.cuda.pci_bus_id`): NVML has numbers of its own for them. A value that the
+card or its driver does not give is left out, never an error. Jetson's GPU is read from files.
 """
 
 from __future__ import annotations
@@ -29,15 +28,16 @@ _SMI_FORM = ("--format=csv,noheader,nounits", "-lms", "200")
 _CORE, _SM_CLOCK = 0, 1
 
 
-def nvml_probes(nvml: Any) -> list[Probe]:
-    """The first GPU's sensors through NVML; none if the driver does not answer.
+def nvml_probes(nvml: Any, bus: str) -> list[Probe]:
+    """A GPU's sensors through NVML; none if the driver does not answer, or knows no such GPU.
 
     Args:
         nvml: the module `pynvml` of nvidia-ml-py.
+        bus: the GPU's PCI bus id.
     """
     try:
         nvml.nvmlInit()
-        gpu = nvml.nvmlDeviceGetHandleByIndex(0)
+        gpu = nvml.nvmlDeviceGetHandleByPciBusId(bus)
     except nvml.NVMLError:
         return []
     reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
@@ -67,9 +67,10 @@ def _asked(nvml: Any, ask: Callable[[], float]) -> Callable[[], Sequence[float]]
 
 
 class NvidiaSmi:
-    """One nvidia-smi that reports the first GPU five times a second until it is closed; its latest line counts."""
+    """One nvidia-smi that reports the GPU at a PCI bus id five times a second until closed; its latest line counts."""
 
-    def __init__(self, program: str | None = None) -> None:
+    def __init__(self, bus: str, program: str | None = None) -> None:
+        self._bus = bus
         self._latest: tuple[float | None, ...] = (None,) * 4
         self._first = threading.Event()
         self._lock, self._closed = threading.Lock(), False
@@ -100,7 +101,7 @@ class NvidiaSmi:
     def _ask(self, path: str) -> None:
         """Asks for the power of the moment; a driver that has never heard of it, for the average of a second."""
         for powers in _SMI_POWERS:
-            process = self._started([path, "--id=0", f"--query-gpu={powers},{_SMI_REST}", *_SMI_FORM])
+            process = self._started([path, f"--id={self._bus}", f"--query-gpu={powers},{_SMI_REST}", *_SMI_FORM])
             if process is None or self._follow(process):
                 break
         self._first.set()

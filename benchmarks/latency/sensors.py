@@ -25,6 +25,7 @@ from typing import Any
 
 from fourphase.benchmarks.latency.sensor_gpu import NvidiaSmi, nvml_probes
 from fourphase.benchmarks.latency.sensor_sources import Probe, file_probes, usable_cores
+from fourphase.runtime import cuda
 
 __all__ = ["Watched", "Watcher", "counted", "integrated", "watch"]
 
@@ -147,7 +148,7 @@ def watch(
 
     Args:
         root: where `sys` and `proc` lie.
-        gpu: also ask the first NVIDIA GPU.
+        gpu: also ask the GPU that CUDA uses.
         before: called when the sensors are open, right before the first reading: starting nvidia-smi takes a second,
             in which what was warm cools down.
     """
@@ -249,17 +250,20 @@ def _process(path: Path) -> tuple[int, int] | None:
 
 def _gpu_probes() -> tuple[list[Probe], Callable[[], None], tuple[str, ...]]:
     """The GPU's sensors, what ends them, and how they were reached or why not."""
+    bus = cuda.pci_bus_id()
+    if bus is None:
+        return [], _nothing, (f"gpu: {cuda.probe().reason}",)
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
-        program = NvidiaSmi()
+        program = NvidiaSmi(bus)
         found = program.probes()
         if found:
             return found, program.close, ("gpu: read through nvidia-smi; its energy is integrated from its power",)
         program.close()
         return [], _nothing, ("gpu: no nvidia-ml-py and no nvidia-smi that answers",)
-    found = nvml_probes(nvml)
-    return found, _nothing, () if found else ("gpu: NVML finds none",)
+    found = nvml_probes(nvml, bus)
+    return found, _nothing, () if found else (f"gpu: NVML finds none at {bus}",)
 
 
 def _nothing() -> None:

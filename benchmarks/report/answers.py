@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from fourphase.benchmarks.report.answers_latency import latency_answers
 from fourphase.benchmarks.report.answers_runs import archive_answers, end_to_end_answers
 from fourphase.benchmarks.report.reading import Row, rows_of, section_of, status_of
-from fourphase.benchmarks.report.words import counted, listed, runtime_name, significant, way_name
+from fourphase.benchmarks.report.words import counted, difference_text, listed, runtime_name, significant, way_name
 
 __all__ = ["Answer", "answers_of"]
 
@@ -77,6 +77,22 @@ def _baselines(section: Row) -> Iterator[str]:
             f"{len(differences) - above - below} cannot be told apart from it."
         )
     yield f"{text} This says nothing about patients."
+    yield from _int8([ours, *rows.values()])
+
+
+def _int8(rows: Sequence[Row]) -> Iterator[str]:
+    changes = {row["network"]: row["int8"]["auc_against_fp32"] for row in rows if row.get("int8")}
+    if not changes:
+        return
+    lower, higher = (
+        [name for name, one in changes.items() if (one["high"] < 0 if sign < 0 else one["low"] > 0)] for sign in (-1, 1)
+    )
+    worst = min(changes, key=lambda name: changes[name]["value"])
+    yield (
+        f"On the same phantoms, INT8 lowers the AUC of {len(lower)} of {counted(len(changes), 'network', 'networks')}, "
+        f"raises that of {len(higher)}, and of the others the change cannot be told from none; the lowest is "
+        f"{worst}'s, {difference_text(changes[worst])}."
+    )
 
 
 def _preprocess(section: Row) -> Iterator[str]:

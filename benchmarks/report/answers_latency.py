@@ -67,6 +67,7 @@ def latency_answers(section: Row) -> Iterator[str]:
     exact = fastest_of(section, precision="fp32") or best
     for way in dict.fromkeys((row["runtime"], row["precision"]) for row in (best, exact)):
         yield from _against_baselines(section, way, best.get("batch", 1))
+    yield from _variants(section, best)
     yield from _arithmetic(section)
 
 
@@ -115,6 +116,22 @@ def _against_baselines(section: Row, way: Way, batch: int) -> Iterator[str]:
     ]
     baselines = counted(total, "baseline", "baselines")
     yield f"In {way_name(*way)}, of the {baselines}, against {OURS}: {listed([part for part in parts if part])}."
+
+
+def _variants(section: Row, best: Row) -> Iterator[str]:
+    """What a gate, the head or a phase costs: the paper's ablation rows and phase subsets, as ratios over the whole."""
+    way = best["runtime"], best["precision"]
+    parts = [
+        f"{pair['a']['network']} {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        for pair in rows_of(section, "pairs")
+        if pair.get("kind") == "networks"
+        and pair["b"]["network"] == OURS
+        and pair["a"]["network"].startswith(f"{OURS}-")
+        and (pair["a"]["runtime"], pair["a"]["precision"], pair["a"].get("batch", 1)) == (*way, best.get("batch", 1))
+        and (ratio := pair.get("ratio") or {}).get("value") is not None
+    ]
+    if parts:
+        yield f"Of the time that {OURS} takes in {way_name(*way)}, its variants take: {listed(parts)}."
 
 
 def _verdict_text(names: Sequence[str], word: str) -> str:

@@ -117,6 +117,16 @@ def _baselines(section: Row) -> Iterator[Comparable]:
             continue
         auc = row["auc"]
         yield Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
+        yield from _int8(row)
+
+
+def _int8(row: Row) -> Iterator[Comparable]:
+    identity, int8 = (row["network"], "AUC in INT8"), row.get("int8")
+    if int8 is not None:
+        auc = int8["auc"]
+        yield Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
+    elif row.get("int8_reason"):
+        yield Comparable(identity, "failed", str(row["int8_reason"]))
 
 
 #: Schema without its version -> the rows of such a section.

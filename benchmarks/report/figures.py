@@ -231,6 +231,23 @@ def _baselines(section: Row) -> Iterator[Figure]:
                 yield of.figure(name, number, "", **ends)
         yield from of.known("parameters", row.get("parameters"), "")
         yield from of.known("training time", row.get("seconds_training"), "s")
+        yield from _lowered(row)
+
+
+def _lowered(row: Row) -> Iterator[Figure]:
+    """Of a network's INT8 models; rows of an older schema have none, and no reason."""
+    of = _Of("baselines", row["network"], precision="int8", case="phantoms")
+    int8 = row.get("int8")
+    if int8 is None:
+        if row.get("int8_reason"):
+            yield of.gap("AUC", "", {"status": "failed", "reason": row["int8_reason"]})
+        return
+    names = {**_ACCURACY, "brier": "Brier score", "ece": "expected calibration error",
+             "auc_against_fp32": "AUC minus FP32's"}  # fmt: skip
+    for key, name in names.items():
+        value = int8[key]
+        yield of.figure(name, value["value"], "", low=value["low"], high=value["high"])
+    yield of.figure("flipped decisions", int8["flipped"], "")
 
 
 def _preprocess(section: Row) -> Iterator[Figure]:

@@ -46,16 +46,25 @@ def gaps_of(report: Row) -> list[Gap]:
     return gaps
 
 
-def gap_table(gaps: Sequence[Gap]) -> Table:
+def gap_table(report: Row) -> Table | None:
     """Gaps of one section, status and reason are one row, so that `TensorRT is not installed` is said once.
 
-    So are reasons that differ in numbers only: `noisy: the interval … to … is wider than 1.25 x`.
+    So are reasons that differ in numbers only: `noisy: the interval … to … is wider than 1.25 x`. None without a gap.
     """
+    gaps = gaps_of(report)
+    if not gaps:
+        return None
+    everyone = {section.title: _networks(section_of(report, name)) for name, section in SECTIONS.items()}
     grouped: dict[tuple[str, str, str], list[Gap]] = {}
     for gap in gaps:
         grouped.setdefault((gap.section, gap.status, _NUMBER.sub("…", gap.reason)), []).append(gap)
     rows = [
-        (section, status, _common([gap.reason for gap in group]) or "no reason is given", _whats(group))
+        (
+            section,
+            status,
+            _common([gap.reason for gap in group]) or "no reason is given",
+            _whats(group, everyone[section]),
+        )
         for (section, status, _), group in grouped.items()
     ]
     return Table("Gaps", ("section", "status", "why", "what"), rows, words=("section", "status", "why", "what"))
@@ -69,11 +78,27 @@ def _common(reasons: Sequence[str]) -> str:
     return "".join(text + number for text, number in zip(pieces, [*numbers, ""], strict=True))
 
 
-def _whats(gaps: Sequence[Gap]) -> str:
-    whats: dict[str, list[str]] = {}
+def _whats(gaps: Sequence[Gap], everyone: frozenset[str]) -> str:
+    """`TensorRT FP32, TensorRT FP16: every network`: what lacks the same networks is said together."""
+    networks: dict[str, list[str]] = {}
     for gap in gaps:
-        whats.setdefault(gap.what, []).extend([gap.network] if gap.network else [])
-    return "; ".join(f"{what}: {', '.join(networks)}" if networks else what for what, networks in whats.items())
+        networks.setdefault(gap.what, []).extend([gap.network] if gap.network else [])
+    whats: dict[tuple[str, ...], list[str]] = {}
+    for what, names in networks.items():
+        whats.setdefault(tuple(names), []).append(what)
+    return "; ".join(
+        f"{', '.join(texts)}: {_names(names, everyone)}" if names else "; ".join(texts)
+        for names, texts in whats.items()
+    )
+
+
+def _names(networks: Sequence[str], everyone: frozenset[str]) -> str:
+    return "every network" if len(networks) > 1 and everyone <= set(networks) else ", ".join(networks)
+
+
+def _networks(section: Row) -> frozenset[str]:
+    """All whose candidates the section has, measured or not."""
+    return frozenset(row["network"] for row in rows_of(section) if "precision" in row and "network" in row)
 
 
 def _gaps(section: Row) -> Iterable[tuple[str, ...]]:
@@ -82,6 +107,8 @@ def _gaps(section: Row) -> Iterable[tuple[str, ...]]:
         if status_of(row) != "ok":
             name, network = (_way_name(row), row["network"]) if "precision" in row else (_row_name(row), "")
             yield name, status_of(row), str(row.get("reason") or ""), network
+        elif row.get("int8_reason"):
+            yield f"{row['network']} in INT8", "failed", str(row["int8_reason"])
         speedup = row.get("speedup")
         if isinstance(speedup, Mapping) and speedup.get("value") is None:
             yield f"speed-up of {_row_name(row)}", "ratio refused", str(speedup.get("refused") or "")

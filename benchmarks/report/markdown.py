@@ -6,7 +6,7 @@ import json
 
 from fourphase.benchmarks.report.answers import answers_of
 from fourphase.benchmarks.report.document import ending_text, is_complete, machine_text
-from fourphase.benchmarks.report.gaps import gap_table, gaps_of
+from fourphase.benchmarks.report.gaps import gap_table
 from fourphase.benchmarks.report.reading import Row, section_of
 from fourphase.benchmarks.report.sections import SECTIONS
 from fourphase.benchmarks.report.tables import tables_of
@@ -34,9 +34,9 @@ def report_markdown(report: Row) -> str:
         if name == "baselines" and section.get("warning"):
             lines += [f"**{escaped(str(section['warning']))}**", ""]
         lines += ["\n".join(table.markdown() for table in tables).rstrip("\n")]
-    gaps = gaps_of(report)
+    gaps = gap_table(report)
     if gaps:
-        lines += ["", "## What is not here", "", gap_table(gaps).markdown().split("\n\n", 1)[1].rstrip("\n")]
+        lines += ["", "## What is not here", "", gaps.markdown().split("\n\n", 1)[1].rstrip("\n")]
     return "\n".join([*lines, "", "## Settings and versions", "", *_settings(report)]) + "\n"
 
 

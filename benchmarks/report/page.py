@@ -13,7 +13,7 @@ from fourphase.benchmarks.report.answers import answers_of
 from fourphase.benchmarks.report.answers_latency import OURS, fastest_of
 from fourphase.benchmarks.report.answers_runs import best_archive, headline_pair, headline_text
 from fourphase.benchmarks.report.document import ending_text, is_complete, machine_text
-from fourphase.benchmarks.report.gaps import gap_table, gaps_of
+from fourphase.benchmarks.report.gaps import gap_table
 from fourphase.benchmarks.report.markdown import NOTICE, QUICK
 from fourphase.benchmarks.report.page_parts import STYLE
 from fourphase.benchmarks.report.plots_accuracy import accuracy_plots
@@ -48,7 +48,7 @@ def report_page(report: Row) -> str:
     tables = tables_of(report)
     bodies = {name: _section(report, name, tables[name]) for name in SECTIONS}
     shown = {name: parts for name, parts in bodies.items() if parts}
-    gaps = gaps_of(report)
+    gaps = gap_table(report)
     head = element(
         "head",
         Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
@@ -64,7 +64,7 @@ def report_page(report: Row) -> str:
     nav = element("nav", *(element("a", title, href=f"#{name}") for name, title in links.items()))
     main = [
         *(element("section", element("h2", SECTIONS[name].title), *parts, id=name) for name, parts in shown.items()),
-        *([_gaps(gap_table(gaps))] if gaps else []),
+        *([_gaps(gaps)] if gaps else []),
         element("section", element("h2", "Settings and versions"), _settings(report), id="settings"),
     ]
     body = element("body", element("header", *_headline(report), nav), element("main", *main))

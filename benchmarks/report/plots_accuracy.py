@@ -10,6 +10,7 @@ from fourphase.benchmarks.report.reading import Row, dig, rows_of, status_of
 from fourphase.benchmarks.report.svg_base import legend, linear_axis
 from fourphase.benchmarks.report.svg_rows import WIDE, Estimate, forest
 from fourphase.benchmarks.report.svg_xy import Point, Series, xy_plot
+from fourphase.benchmarks.report.words import difference_text
 from fourphase.export.report_markup import Markup
 
 __all__ = ["accuracy_plots"]
@@ -22,7 +23,7 @@ def accuracy_plots(section: Row) -> list[Markup]:
     rows = [row for row in rows_of(section) if status_of(row) == "ok"]
     if not rows:
         return []
-    return [_auc(rows), *columns_of([*_roc(rows), *_calibration(rows)])]
+    return [_auc(rows), *_int8(rows), *columns_of([*_roc(rows), *_calibration(rows)])]
 
 
 def _colour(network: str) -> str:
@@ -45,6 +46,23 @@ def _auc(rows: Sequence[Row]) -> Markup:
     drawn = forest(heading, "AUC of each network on synthetic phantoms, with 95 % bootstrap intervals.",
                    "AUC on synthetic phantoms", estimates, strong=OURS, width=WIDE, ratio=False)  # fmt: skip
     return finding(heading, drawn, "", legend(_KEY))
+
+
+def _int8(rows: Sequence[Row]) -> list[Markup]:
+    estimates = [
+        Estimate(row["network"], change["value"], change["low"], change["high"],
+                 difference_text(change), _colour(row["network"]),
+                 f"{row['network']}: {row['int8']['flipped']} decisions flipped")
+        for row in rows if (change := dig(row, "int8", "auc_against_fp32"))
+    ]  # fmt: skip
+    if not estimates:
+        return []
+    lower = sum(one.high is not None and one.high < 0 for one in estimates)
+    heading = f"On phantoms, INT8 lowers the AUC of {lower} of {len(estimates)} networks beyond doubt"
+    drawn = forest(heading, "AUC of INT8 minus that of FP32 on the same phantoms, with 95 % bootstrap intervals.",
+                   "AUC of INT8 minus FP32's, on synthetic phantoms", sorted(estimates, key=lambda one: one.value or 0),
+                   strong=OURS, width=WIDE, ratio=False, line_at=0.0)  # fmt: skip
+    return [finding(heading, drawn, "", legend(_KEY))]
 
 
 def _roc(rows: Sequence[Row]) -> list[Markup]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 from fourphase.benchmarks.guarded_steps import Step
 from fourphase.runtime.errors import UsageError
@@ -20,16 +21,18 @@ class Section:
 
     Attributes:
         schema: of the step's result, without its version.
-        function: "package.module:name", called as name(save, quick=...).
+        function: "package.module:name", called as name(save, quick=..., **options).
+        options: what the report asks for beyond the command's defaults; JSON types only.
     """
 
     name: str
     title: str
     schema: str
     function: str
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def step(self, quick: bool) -> Step:
-        return Step(self.name, self.function, {"quick": quick})
+        return Step(self.name, self.function, {"quick": quick, **self.options})
 
 
 def _named(*sections: Section) -> Mapping[str, Section]:
@@ -38,7 +41,9 @@ def _named(*sections: Section) -> Mapping[str, Section]:
 
 #: In the order in which they run and stand in a report. What the other sections hang on comes first.
 SECTIONS: Mapping[str, Section] = _named(
-    Section("latency", "Latency", "fourphase.latency", f"{_ROOM}.latency.command:latency_step"),
+    Section(
+        "latency", "Latency", "fourphase.latency", f"{_ROOM}.latency.command:latency_step", {"networks": ["all"]}
+    ),
     Section("end-to-end", "End to end", "fourphase.end-to-end", f"{_ROOM}.end_to_end.command:end_to_end_step"),
     Section("gru", "GRU: loop or unrolled", "fourphase.gru", f"{_ROOM}.scaling.command:gru_step"),
     Section("scaling", "Scaling", "fourphase.scaling", f"{_ROOM}.scaling.command:scaling_step"),

@@ -110,25 +110,30 @@ def forest(
     strong: str = "",
     width: float = HALF,
     ratio: bool = True,
+    line_at: float | None = None,
 ) -> Markup:
     """Estimates with intervals; a refused one is a dashed interval without a mark.
 
     Args:
-        ratio: on a logarithmic axis with 1 as a line; else shares on a linear one.
+        ratio: on a logarithmic axis with 1 as a line; else shares or differences on a linear one.
+        line_at: a line on the linear axis.
     """
+    if ratio:
+        line_at = 1.0
     # A wide one has room for long names.
     longest = _LONGEST if width <= HALF else 2 * _LONGEST
     left = 16 + text_width(_short(one.row, longest) for one in estimates)
     right = width - 12 - text_width(one.text for one in estimates)
     ends = [end for one in estimates for end in (one.value, one.low, one.high) if end is not None]
+    ends += [] if line_at is None else [line_at]
     axis: Placed = linear_axis(ends, left, right)
     if ratio:
-        axis = log_axis([*ends, 1.0], left, right, lambda value: f"{value:g}×", room=1.08)
+        axis = log_axis(ends, left, right, lambda value: f"{value:g}×", room=1.08)
     step = 20.0
     bottom = _TOP + step * len(estimates)
     parts = [_band(_TOP + step * index, step, width) for index in range(0, len(estimates), 2)]
     parts += x_frame(axis, _TOP, bottom, label)
-    parts += [line(axis.at(1.0), _TOP - 6, axis.at(1.0), bottom, "limit")] if ratio else []
+    parts += [] if line_at is None else [line(axis.at(line_at), _TOP - 6, axis.at(line_at), bottom, "limit")]
     for index, one in enumerate(estimates):
         y = _TOP + step * (index + 0.5)
         refused = one.value is None

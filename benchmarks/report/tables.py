@@ -10,6 +10,7 @@ from fourphase.benchmarks.report.tables_latency import latency_tables
 from fourphase.benchmarks.report.text_table import Table
 from fourphase.benchmarks.report.words import (
     DASH,
+    difference_text,
     megabytes,
     paired_text,
     ratio_text,
@@ -148,28 +149,37 @@ def _baselines(section: Row) -> list[Table]:
     rows = [row for row in rows_of(section) if status_of(row) == "ok"]
     paper = section.get("paper") or {}
     figures = [
-        (row["network"], _interval(row.get("auc")), _interval(row.get("auc_against_four_phase"), "+"),
+        (row["network"], _interval(row.get("auc")), _difference(row.get("auc_against_four_phase")),
          *(_interval(row.get(name)) for name in (*list(_FIGURES)[1:], "brier", "ece")),
          _count(row.get("parameters")),
          significant(row.get("seconds_training")))
         for row in rows
     ]  # fmt: skip
+    lowered = [
+        (row["network"], _interval(int8.get("auc")), _difference(int8.get("auc_against_fp32")),
+         _count(int8.get("flipped")), *(_interval(int8.get(name)) for name in (*list(_FIGURES)[1:], "brier", "ece")))
+        for row in rows if (int8 := row.get("int8"))
+    ]  # fmt: skip
+    others = (*list(_FIGURES.values())[1:], "Brier", "ECE")
     facts = [(f"{name} of the paper", f"{100 * paper[key]:.2f} %") for key, name in _FIGURES.items() if key in paper]
     return [
-        Table("On synthetic phantoms", ("network", "AUC", "minus four-phase's", *list(_FIGURES.values())[1:], "Brier",
-                                        "ECE", "parameters", "training s"),
+        Table("On synthetic phantoms", ("network", "AUC", "minus four-phase's", *others, "parameters", "training s"),
               figures, note=" ".join([str(section.get("warning") or ""),
                                       *(f"{note[:1].upper()}{note[1:]}." for note in section.get("notes") or ())])),
+        Table("In INT8, on the same phantoms", ("network", "AUC", "minus FP32's", "flipped", *others), lowered,
+              note="Flipped: phantoms that INT8 decides otherwise than FP32." if lowered else ""),
         Table("The paper's, on its patients: not comparable", ("figure", "value"), facts if rows else []),
     ]  # fmt: skip
 
 
-def _interval(value: Row | float | None, sign: str = "") -> str:
+def _interval(value: Row | float | None) -> str:
     if isinstance(value, Mapping):
-        between = " to " if sign else "–"
-        text = f"{value['value']:{sign}.3f} ({value['low']:{sign}.3f}{between}{value['high']:{sign}.3f})"
-        return text.replace("-", "−")
+        return f"{value['value']:.3f} ({value['low']:.3f}–{value['high']:.3f})"
     return DASH if value is None else f"{value:.3f}"
+
+
+def _difference(value: Row | None) -> str:
+    return DASH if value is None else difference_text(value)
 
 
 def _preprocess(section: Row) -> list[Table]:

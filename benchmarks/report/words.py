@@ -10,6 +10,7 @@ __all__ = [
     "DASH",
     "candidate_name",
     "counted",
+    "difference_text",
     "listed",
     "megabytes",
     "paired_text",
@@ -65,6 +66,11 @@ def ratio_text(ratio: Row | None) -> str:
         return "refused"
     ends = f" ({ratio['low']:.2f}–{ratio['high']:.2f})" if ratio.get("low") is not None else ""
     return f"{ratio['value']:.2f}{ends}"
+
+
+def difference_text(value: Row) -> str:
+    """`−0.012 (−0.031 to +0.007)`."""
+    return f"{value['value']:+.3f} ({value['low']:+.3f} to {value['high']:+.3f})".replace("-", "−")
 
 
 def paired_text(ratio: Row | None) -> str:

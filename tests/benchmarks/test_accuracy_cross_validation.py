@@ -23,12 +23,14 @@ from fourphase.benchmarks.accuracy.cross_validation import (
     out_of_fold,
 )
 from fourphase.benchmarks.accuracy.fold_training import Job, run_jobs, train_one
+from fourphase.benchmarks.phantoms.rendering import to_input
 from fourphase.calibration.metrics import bootstrap, scores_of
 from fourphase.calibration.roc import auc
-from fourphase.runtime.errors import EnvironmentFault, UsageError
+from fourphase.runtime.errors import EnvironmentFault, ParityFailed, UsageError
 
 FAST = "resnet3d-18-medicalnet"
-PLAN = replace(QUICK, count=24, folds=3, epochs=6, rates=(4e-3,))
+PLAN = replace(QUICK, count=24, folds=3, epochs=6, rates=(4e-3,), calibration=0)
+INT8 = replace(PLAN, epochs=1, calibration=2)
 TRUTH = np.arange(24) % 2 == 1
 
 
@@ -170,6 +172,54 @@ def test_a_network_of_three_phases_sees_three() -> None:
     without, with_other = train_one(job), train_one(replace(job, studies=Studies(hu, TRUTH)))
     assert without.logits is not None
     np.testing.assert_array_equal(without.logits, with_other.logits)
+
+
+@pytest.mark.parametrize("network", [FAST, "four-phase-nc-art-pv"])
+def test_the_int8_model_of_what_was_trained_says_nearly_the_same(network: str) -> None:
+    plan = replace(PLAN, calibration=8)
+    studies, folds = rendered(plan.phantoms("folds"), lambda _: None), folds_of(TRUTH, 3, 0)
+    job = Job(network, 4e-3, studies, np.flatnonzero(folds != 0), np.flatnonzero(folds == 0), 0, plan)
+    fp32, both = train_one(job), train_one(replace(job, int8=True))
+    assert (fp32.int8, fp32.int8_reason) == (None, "")
+    assert both.int8_reason == ""
+    assert fp32.logits is not None
+    assert both.logits is not None
+    assert both.int8 is not None
+    np.testing.assert_array_equal(both.logits, fp32.logits)
+    before, after = scores_of(fp32.logits), scores_of(both.int8)
+    assert np.abs(after - before).max() > 1e-6, "that is the FP32 model"
+    # Width 4 and six epochs: int8 costs it a tenth of its range. Another network's scores do not follow at all.
+    assert np.corrcoef(before, after)[0, 1] > 0.9
+
+
+def test_a_network_that_cannot_be_lowered_keeps_its_fp32_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise ParityFailed("logits differ", "look at the block")
+
+    monkeypatch.setattr(fold_training, "int8_logits", refuse)
+    (run,) = out_of_fold(_chosen(STUDIES), STUDIES, INT8, 1)
+    assert run.logits is not None
+    assert (run.status, run.int8, run.int8_reason) == ("ok", None, "fold 1: logits differ")
+    (row,) = judged_rows([run], STUDIES)
+    assert row.to_dict()["int8"] is None
+    assert row.to_dict()["int8_reason"] == "fold 1: logits differ"
+
+
+def test_int8_scores_stand_at_their_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each fold's model here says which study it was asked about, by its brightness."""
+    bright = np.arange(24, dtype=np.float32)
+    hu = np.broadcast_to(bright[:, None, None, None, None], (24, 4, *PLAN.scale.size)).astype(np.float16)
+    studies = Studies(hu, TRUTH)
+    expected = [float(to_input(hu[index].astype(np.float32), PLAN.preprocessing).mean()) for index in range(24)]
+
+    def said(network: object, calibration: object, inputs: Iterator[NDArray[np.float32]]) -> NDArray[np.float32]:
+        return np.array([[study.mean(), 0.0] for study in inputs], dtype=np.float32)
+
+    monkeypatch.setattr(fold_training, "int8_logits", said)
+    (run,) = out_of_fold(_chosen(STUDIES), studies, INT8, 1)
+    assert run.int8 is not None
+    np.testing.assert_allclose(run.int8[:, 0], expected, rtol=1e-6)
+    assert len(set(expected)) == 24
 
 
 def test_batch_norm_starts_anew() -> None:

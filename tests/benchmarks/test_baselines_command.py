@@ -23,6 +23,8 @@ APP = typer.Typer()
 APP.command()(baselines)
 TWO = ["--network", "resnet3d-18-medicalnet", "--network", "four-phase"]
 SMALL = ["--quick", "--count", "8", "--workers", "1"]
+#: An export per fold takes seconds.
+FP32 = [*SMALL, "--no-int8"]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def test_a_table_a_warning_and_one_line_of_json(tmp_path: Path) -> None:
     plot = tmp_path / "plot.png"
     *lines, last = invoke(*TWO, *SMALL, "--seed", "2", "--plot", plot).splitlines()
     text, body = "\n".join(lines), json.loads(last)
-    assert (body["schema"], body["quick"], body["folds"]) == ("fourphase.baselines/1", True, 2)
+    assert (body["schema"], body["quick"], body["folds"]) == ("fourphase.baselines/2", True, 2)
     assert "SYNTHETIC PHANTOMS, SMALL NETWORKS" in text
     assert "REHEARSAL (--quick)" in text
     assert "AUC 89.73, ACC 85.50, F1 85.44, NPV 86.35 %. Not comparable" in text
@@ -69,10 +71,18 @@ def _check_row(row: dict[str, Any]) -> None:
     losses = {entry["rate"]: entry["cross_entropy"] for entry in row["tuning_losses"]}
     assert losses[row["rate"]] == min(losses.values())
     assert (row["auc_against_four_phase"] is None) == (row["network"] == "four-phase")
+    int8 = row["int8"]
+    assert row["int8_reason"] == ""
+    assert np.trapezoid(int8["roc"]["tpr"], int8["roc"]["fpr"]) == pytest.approx(int8["auc"]["value"], abs=1e-5)
+    change = int8["auc"]["value"] - row["auc"]["value"]
+    assert int8["auc_against_fp32"]["value"] == pytest.approx(change)
+    assert 0 <= int8["flipped"] <= 8
 
 
 def test_the_difference_is_that_of_the_aucs() -> None:
-    body = json.loads(invoke(*TWO, *SMALL, "--json", "--quiet"))
+    body = json.loads(invoke(*TWO, *FP32, "--json", "--quiet"))
+    assert body["settings"]["int8"] is None
+    assert {(row["int8"], row["int8_reason"]) for row in body["rows"]} == {(None, "")}
     baseline, ours = body["rows"]
     difference = baseline["auc_against_four_phase"]
     assert difference["value"] == pytest.approx(baseline["auc"]["value"] - ours["auc"]["value"])
@@ -80,7 +90,7 @@ def test_the_difference_is_that_of_the_aucs() -> None:
 
 
 def test_without_four_phase_there_is_nothing_to_compare_with() -> None:
-    body = json.loads(invoke("--network", "transmed", *SMALL, "--epochs", "2", "--json"))
+    body = json.loads(invoke("--network", "transmed", *FP32, "--epochs", "2", "--json"))
     assert body["rows"][0]["auc_against_four_phase"] is None
     assert body["settings"]["epochs"] == 2
 
@@ -88,20 +98,20 @@ def test_without_four_phase_there_is_nothing_to_compare_with() -> None:
 def test_the_step_saves_after_each_network_and_gives_the_commands_object() -> None:
     saved: list[Any] = []
     asked = ["transmed", "four-phase"]
-    outcome = baselines_step(saved.append, quick=True, network=asked, workers=1, count=8)
+    outcome = baselines_step(saved.append, quick=True, network=asked, workers=1, count=8, calibration=0)
     assert outcome.status == "ok"
     assert [[row["network"] for row in one["rows"]] for one in saved] == [asked[:1], asked]
     assert saved[0]["rows"][0]["auc_against_four_phase"] is None, "four-phase was not through"
     assert saved[1]["rows"] == outcome.result["rows"]
     assert outcome.result["rows"][0]["auc_against_four_phase"] is not None
-    printed = json.loads(invoke("--network", "transmed", *SMALL, "--json"))
+    printed = json.loads(invoke("--network", "transmed", *FP32, "--json"))
     for key in ("phantoms", "settings", "folds", "schema"):
         assert printed[key] == outcome.result[key]
     assert printed["rows"][0]["auc"] == outcome.result["rows"][0]["auc"]
 
 
 def test_a_full_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = SimpleNamespace(to_dict=lambda: {"schema": "fourphase.baselines/1"})
+    result = SimpleNamespace(to_dict=lambda: {"schema": "fourphase.baselines/2"})
     monkeypatch.setattr(baselines_command, "_measured", lambda *_, **__: result)
     monkeypatch.setattr(baselines_command, "set_up", lambda *_: None)
     with Path("/dev/full").open("w") as full:

@@ -273,6 +273,17 @@ def test_an_auc_has_dropped_where_the_intervals_have_nothing_in_common() -> None
     assert [pair.verdict for pair in compare(new, old).pairs][:1] == ["more accurate"]
 
 
+def test_an_auc_in_int8_that_dropped_or_went_is_told() -> None:
+    old, new = bench_report()["sections"]["baselines"], bench_report()["sections"]["baselines"]
+    first, second = new["rows"][0], new["rows"][1]
+    first["int8"]["auc"] = {key: value - 0.2 for key, value in first["int8"]["auc"].items()}
+    second["int8"], second["int8_reason"] = None, "fold 1: no parity"
+    found = compare(old, new)
+    verdicts = {pair.row: pair.verdict for pair in found.regressions}
+    assert verdicts["four-phase, AUC in INT8"] == "less accurate"
+    assert set(verdicts) == {"four-phase, AUC in INT8", "four-phase-shared, AUC in INT8"}
+
+
 def test_other_machines_are_refused_unless_asked_for() -> None:
     old, new = bench_report(), bench_report()
     new["machine"] = {**new["machine"], "cpu": {"name": "AMD EPYC", "cores": 2, "usable_cores": 8}}

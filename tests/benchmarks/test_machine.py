@@ -15,18 +15,19 @@ from fourphase.benchmarks.machine import describe_machine, gpu_state
 
 SMI = """#!/bin/sh
 case "$*" in
-  *--id=0*clocks.sm,clocks.max.sm*noheader*) ;;
+  *--id=0000:65:00.0*clocks.sm,clocks.max.sm*noheader*) ;;
   *) exit 9 ;;
 esac
 echo "P0, 1755 MHz, 1980 MHz, 2619 MHz, 2619 MHz, 118.90 W, 700.00 W, 33"
 """
 
 
-def fake_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def fake_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, text: str, bus: str | None = "0000:65:00.0") -> None:
     program = folder / "nvidia-smi"
     program.write_text(text)
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
+    monkeypatch.setattr(machine, "pci_bus_id", lambda: bus)
 
 
 def test_the_gpus_state_is_nvidia_smis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +40,11 @@ def test_the_gpus_state_is_nvidia_smis(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_an_nvidia_smi_that_fails_is_no_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_smi(tmp_path, monkeypatch, "#!/bin/sh\nexit 9\n")
+    assert gpu_state() is None
+
+
+def test_a_gpu_that_cuda_does_not_use_has_no_state_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_smi(tmp_path, monkeypatch, SMI, bus=None)
     assert gpu_state() is None
 
 

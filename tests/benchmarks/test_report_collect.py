@@ -15,6 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from fourphase.benchmarks.guarded_steps import Outcome, Save, Step
+from fourphase.benchmarks.latency.options import LatencyOptions, chosen_networks
+from fourphase.benchmarks.networks import NETWORKS
 from fourphase.benchmarks.report import cli, sections
 from fourphase.benchmarks.report.collect import Plan, failed_sections, measure_report
 from fourphase.benchmarks.report.document import SCHEMA, cleaned, machine_name, machine_text, read_report
@@ -199,6 +201,12 @@ def test_sections_are_chosen_by_name() -> None:
     assert "end-to-end" in caught.value.hint
     with pytest.raises(UsageError, match="leave no section"):
         chosen_sections(["gru"], ["gru"])
+
+
+def test_a_report_measures_all_networks() -> None:
+    (latency,) = chosen_sections(["latency"], [])
+    assert latency.step(quick=True).arguments == {"quick": True, "networks": ["all"]}
+    assert chosen_networks(LatencyOptions(networks=["all"])) == tuple(NETWORKS)
 
 
 @pytest.fixture

@@ -101,8 +101,13 @@ def test_the_other_sections_figures_are_in_the_csv(report: Json, rows: list[dict
         found = one(rows, section="archive", case=case, figure="studies per hour")
         assert found["value"] == ("" if row["status"] != "ok" else repr(row["studies_per_hour"]))
     for row in sections["baselines"]["rows"]:
-        found = one(rows, section="baselines", network=row["network"], figure="AUC")
+        found = one(rows, section="baselines", network=row["network"], precision="", figure="AUC")
         assert found["value"] == ("" if row["status"] != "ok" else repr(row["auc"]["value"]))
+        if row.get("int8"):
+            int8 = {"section": "baselines", "network": row["network"], "precision": "int8"}
+            difference = one(rows, figure="AUC minus FP32's", **int8)
+            assert difference["value"] == repr(row["int8"]["auc_against_fp32"]["value"])
+            assert one(rows, figure="flipped decisions", **int8)["value"] == str(row["int8"]["flipped"])
     for name, seconds in sections["preprocess"]["seconds"].items():
         assert float(one(rows, section="preprocess", case=name, figure="time median")["value"]) == seconds
 
@@ -172,6 +177,24 @@ def test_every_gap_of_the_json_is_listed_with_its_reason(report: Json) -> None:
     assert all(escaped(reason) in text for reason in reasons if "is wider than 1.25 x" not in reason)
     # Six ratios over one noisy row: one line, with what their reasons have in common.
     assert text.count("| noisy: the interval … to … is wider than 1.25 x |") == 1
+
+
+def test_what_no_network_has_is_said_of_every_network(report: Json) -> None:
+    def why_no_engine(row: Json) -> str:
+        start = "| Latency | missing | TensorRT is not installed | "
+        (line,) = [line for line in report_markdown(row).splitlines() if line.startswith(start)]
+        return line
+
+    assert why_no_engine(report) == ("| Latency | missing | TensorRT is not installed | TensorRT FP16: every network |")
+    section = report["sections"]["latency"]
+    changed = [
+        {**row, "status": "failed", "reason": "out of memory"}
+        if (row["network"], row["runtime"]) == ("stic", "tensorrt") else row for row in section["rows"]
+    ]  # fmt: skip
+    line = why_no_engine({**report, "sections": {"latency": {**section, "rows": changed}}})
+    assert "every network" not in line
+    assert "TensorRT FP16: four-phase, four-phase-shared, " in line
+    assert "stic" not in line
 
 
 def test_the_preprocess_ratio_is_the_one_in_turns_or_none(report: Json, rows: list[dict[str, str]]) -> None:
@@ -246,6 +269,23 @@ def test_the_answers_count_what_the_intervals_say(report: Json) -> None:
     assert any(f"{len(found['faster'])} are faster (" in text for text in texts)
 
 
+def test_int8_of_the_trained_networks_is_in_every_part_of_the_report(report: Json, rows: list[dict[str, str]]) -> None:
+    section = report["sections"]["baselines"]
+    changes = {row["network"]: row["int8"]["auc_against_fp32"] for row in section["rows"] if row.get("int8")}
+    assert len(changes) == 13  # of 15, tdn did not train and stic could not be lowered
+    (table,) = [table for table in tables_of(report)["baselines"] if table.title == "In INT8, on the same phantoms"]
+    assert [row[0] for row in table.rows] == list(changes)
+    (loses,) = [row for row in table.rows if row[0] == "mexpale"]
+    assert loses[2] == "−0.090 (−0.121 to −0.063)"
+    (said,) = [answer.text for answer in answers_of(report) if "INT8 lowers" in answer.text]
+    assert "INT8 lowers the AUC of 1 of 13 networks, raises that of 0, and" in said
+    assert said.endswith("the lowest is mexpale's, −0.090 (−0.121 to −0.063).")
+    reason = "fold 2: logits differ from PyTorch's"
+    assert ("stic in INT8", "failed", reason) in [(gap.what, gap.status, gap.reason) for gap in gaps_of(report)]
+    found = one(rows, section="baselines", network="stic", precision="int8")
+    assert (found["value"], found["status"], found["reason"]) == ("", "failed", reason)
+
+
 def test_the_gru_sentence_counts_what_was_refused_too(report: Json) -> None:
     section = report["sections"]["gru"]
     ratios = [row["ratio"] for row in section["ratios"] if row["runtime"] == "openvino"]
@@ -266,6 +306,20 @@ def test_an_interval_around_one_is_not_told_apart(report: Json, value: float) ->
     ]  # fmt: skip
     found = verdicts_in({**section, "pairs": pairs}, ("openvino", "fp32"))
     assert (len(found["untold"]), found["faster"], found["slower"]) == (8, [], [])
+
+
+def test_what_the_parts_of_our_network_cost_is_said_in_its_fastest_runtime(report: Json) -> None:
+    section = report["sections"]["latency"]
+    ratios = {
+        pair["a"]["network"]: pair["ratio"]
+        for pair in section["pairs"]
+        if pair["kind"] == "networks" and (pair["a"]["runtime"], pair["a"]["precision"]) == ("openvino", "int8")
+    }
+    (said,) = [answer.text for answer in answers_of(report) if "its variants take" in answer.text]
+    assert said.startswith("Of the time that four-phase takes in OpenVINO INT8, its variants take: four-phase-shared ")
+    for name, ratio in ratios.items():
+        text = f"{name} {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+        assert (text in said) is name.startswith("four-phase-")
 
 
 def test_refused_ratios_are_not_called_equal(report: Json) -> None:

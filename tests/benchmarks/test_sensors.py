@@ -16,6 +16,7 @@ from fourphase.benchmarks.latency import sensors
 from fourphase.benchmarks.latency.sensor_gpu import NvidiaSmi, nvml_probes
 from fourphase.benchmarks.latency.sensor_sources import Probe, file_probes
 from fourphase.benchmarks.latency.sensors import Watched, counted, integrated, watch
+from fourphase.runtime import cuda
 
 CORE = min(os.sched_getaffinity(0))
 
@@ -214,7 +215,13 @@ class FakeNvml(SimpleNamespace):
     class NVMLError(Exception): ...
 
 
+BUS = "0000:65:00.0"
+
+
 def fake_nvml(millijoules: list[int], reasons: int) -> FakeNvml:
+    """The GPU at BUS."""
+    handles = {BUS: object()}
+
     def energy(_: object) -> int:
         if not millijoules:
             raise FakeNvml.NVMLError
@@ -222,7 +229,7 @@ def fake_nvml(millijoules: list[int], reasons: int) -> FakeNvml:
 
     return FakeNvml(
         nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetHandleByPciBusId=lambda bus: handles[bus],
         nvmlDeviceGetTotalEnergyConsumption=energy,
         nvmlDeviceGetPowerUsage=lambda _: 70_000,
         nvmlDeviceGetTemperature=lambda _, sensor: {0: 55}[sensor],
@@ -237,9 +244,9 @@ def read(probes: list[Probe]) -> dict[str, float]:
 
 def test_nvml_counts_energy_or_integrates_power() -> None:
     idle, thermal = 0x1, 0x41
-    counting = nvml_probes(fake_nvml([5000, 7500], idle))
+    counting = nvml_probes(fake_nvml([5000, 7500], idle), BUS)
     assert read(counting) == {"counter": 7.5, "temperature": 55, "clock": 1410, "flag": 0}
-    older = nvml_probes(fake_nvml([], thermal))
+    older = nvml_probes(fake_nvml([], thermal), BUS)
     assert read(older) == {"power": 70.0, "temperature": 55, "clock": 1410, "flag": 1}
 
 
@@ -250,7 +257,7 @@ def test_no_driver_is_no_sensor() -> None:
         raise FakeNvml.NVMLError
 
     nvml.nvmlInit = refuse
-    assert nvml_probes(nvml) == []
+    assert nvml_probes(nvml, BUS) == []
 
 
 def program(path: Path, *lines: str) -> str:
@@ -261,13 +268,13 @@ def program(path: Path, *lines: str) -> str:
 
 
 def test_nvidia_smi_reports_until_it_is_closed(tmp_path: Path) -> None:
-    smi = NvidiaSmi(program(tmp_path / "smi", "63.40, 41, 1980, 0x0000000000000020"))
+    smi = NvidiaSmi(BUS, program(tmp_path / "smi", "63.40, 41, 1980, 0x0000000000000020"))
     assert read(smi.probes()) == {"power": 63.4, "temperature": 41, "clock": 1980, "flag": 1}
     smi.close()
-    tegra = NvidiaSmi(program(tmp_path / "tegra", "[N/A], [N/A], 1300, [N/A]"))
+    tegra = NvidiaSmi(BUS, program(tmp_path / "tegra", "[N/A], [N/A], 1300, [N/A]"))
     assert read(tegra.probes()) == {"clock": 1300}
     tegra.close()
-    silent = NvidiaSmi(program(tmp_path / "silent"))
+    silent = NvidiaSmi(BUS, program(tmp_path / "silent"))
     assert silent.probes(wait_s=0.1) == []
     silent.close()
 
@@ -303,11 +310,31 @@ def test_what_comes_before_is_between_opening_and_the_first_reading(
     assert events == ["open", "close"]
 
 
+def test_the_gpu_that_cuda_uses_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES=1: the first of CUDA's is not NVML's and nvidia-smi's number 0."""
+    monkeypatch.setattr(cuda, "pci_bus_id", lambda: BUS)
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([5000], 0))
+    probes, _, notes = sensors._gpu_probes()
+    assert (read(probes)["temperature"], notes) == (55, ())
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    body = f'case "$*" in *--id={BUS}*) echo "80.5, 41, 1980, 0x0";; esac\nexec sleep 20\n'
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{body}")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    probes, close, notes = sensors._gpu_probes()
+    assert read(probes)["power"] == 80.5
+    assert "read through nvidia-smi" in notes[0]
+    close()
+    # Without a device of CUDA's no GPU is measured, and none is watched.
+    monkeypatch.setattr(cuda, "pci_bus_id", lambda: None)
+    assert sensors._gpu_probes()[0] == []
+
+
 def test_nvidia_smi_is_asked_for_the_power_of_the_moment_first(tmp_path: Path) -> None:
-    smi = NvidiaSmi(program(tmp_path / "smi", "80.5, 63.40, 41, 1980, 0x0"))
+    smi = NvidiaSmi(BUS, program(tmp_path / "smi", "80.5, 63.40, 41, 1980, 0x0"))
     assert read(smi.probes())["power"] == 80.5
     smi.close()
-    average_alone = NvidiaSmi(program(tmp_path / "average", "[N/A], 63.40, 41, 1980, 0x0"))
+    average_alone = NvidiaSmi(BUS, program(tmp_path / "average", "[N/A], 63.40, 41, 1980, 0x0"))
     assert read(average_alone.probes())["power"] == 63.4
     average_alone.close()
 
@@ -317,11 +344,11 @@ def test_a_driver_that_knows_no_power_of_the_moment_is_asked_again(tmp_path: Pat
     program(old, "63.40, 41, 1980, 0x0")
     refusal = 'case "$*" in *instant*) echo "Field power.draw.instant is not a valid field to query."; exit 2;; esac\n'
     old.write_text(old.read_text().replace("#!/bin/sh\n", f"#!/bin/sh\n{refusal}"))
-    smi = NvidiaSmi(str(old))
+    smi = NvidiaSmi(BUS, str(old))
     assert read(smi.probes()) == {"power": 63.4, "temperature": 41, "clock": 1980, "flag": 0}
     smi.close()
     broken = tmp_path / "broken"
     program(broken)
     broken.write_text("#!/bin/sh\necho NVIDIA-SMI has failed\nexit 9\n")
-    assert NvidiaSmi(str(broken)).probes() == []
-    assert NvidiaSmi(str(tmp_path / "absent")).probes() == []
+    assert NvidiaSmi(BUS, str(broken)).probes() == []
+    assert NvidiaSmi(BUS, str(tmp_path / "absent")).probes() == []

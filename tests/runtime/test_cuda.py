@@ -12,6 +12,8 @@ from fourphase.runtime import cuda
 class FakeDriver:
     """libcuda with one L4, or with `devices` none, or answering `status`."""
 
+    bus_status = 0
+
     def __init__(self, *, status: int = 0, devices: int = 1) -> None:
         self.status, self.devices = status, devices
 
@@ -33,6 +35,11 @@ class FakeDriver:
     def cuDeviceGetAttribute(self, value: Any, attribute: int, handle: Any) -> int:
         value._obj.value = {75: 8, 76: 9}[attribute]  # cuda.h: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, _MINOR
         return 0
+
+    def cuDeviceGetPCIBusId(self, name: Any, length: int, handle: Any) -> int:
+        assert length >= len(b"0000:65:00.0") + 1
+        name.value = b"0000:65:00.0"
+        return self.bus_status
 
     def cuDriverGetVersion(self, version: Any) -> int:
         version._obj.value = 13020
@@ -80,3 +87,13 @@ def test_the_real_device_has_a_name() -> None:
     assert device is not None
     assert device.name
     assert float(device.compute_capability) >= 5
+
+
+def test_a_device_is_named_by_where_it_sits(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = FakeDriver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert cuda.pci_bus_id() == "0000:65:00.0"
+    driver.bus_status = 101
+    assert cuda.pci_bus_id() is None
+    driver.devices = 0
+    assert cuda.pci_bus_id() is None
