@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fourphase.benchmarks.guarded_steps import Outcome, Save
+from fourphase.benchmarks.latency.sensor_gpu import smi_id
 from fourphase.runtime.cuda import pci_bus_id, probe
 
 __all__ = ["describe_machine", "gpu_state"]
@@ -51,7 +52,7 @@ def gpu_state() -> dict[str, str] | None:
     program, bus = shutil.which("nvidia-smi"), pci_bus_id()
     if program is None or bus is None:
         return None
-    command = [program, f"--id={bus}", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader"]
+    command = [program, f"--id={smi_id(bus)}", f"--query-gpu={','.join(_STATE)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):

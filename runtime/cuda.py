@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Device", "Probe", "pci_bus_id", "probe"]
+__all__ = ["INTEGRATED", "Device", "Probe", "pci_bus_id", "probe"]
 
 _LIBRARY = "libcuda.so.1"
 _DRIVER_VERSION = Path("/sys/module/nvidia/version")
 #: CUdevice_attribute numbers (CUDA driver API).
 _COMPUTE_CAPABILITY_MAJOR, _COMPUTE_CAPABILITY_MINOR = 75, 76
+#: What CUDA says of an integrated GPU, which sits on no PCI bus.
+INTEGRATED = "0000:00:00.0"
 #: More than "0000:65:00.0" and its end need.
 _BUS_ID_BYTES = 32
 

@@ -25,6 +25,7 @@ from fourphase.calibration.metrics import Interval, auc_difference, flips, score
 from fourphase.calibration.roc import auc
 
 __all__ = [
+    "INT8_NOTE",
     "NOTES",
     "REFERENCE",
     "SYNTHETIC",
@@ -49,7 +50,10 @@ NOTES = (
     ECE_NOTE,
     "mexpale has no clinical values: zeros, as of the average patient",
     "our networks also learn from each phase's own logits (the loss of the paper); the baselines have none",
-    "INT8 is the Q/DQ graph of each fold's network by the default policy, computed as written; no gate was asked",
+)
+INT8_NOTE = (
+    "INT8 is each fold's network lowered by the default policy (FP16 beside it), computed literally: int8 and FP16 "
+    "values rounded, sums in FP32; no gate was asked"
 )
 
 
@@ -135,13 +139,18 @@ class BaselinesResult:
     positives: NDArray[np.bool_]
     seconds: float
 
+    @property
+    def notes(self) -> list[str]:
+        """How to read it."""
+        return [*NOTES, *([INT8_NOTE] if self.plan.calibration else [])]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON types only."""
         return {
             "schema": "fourphase.baselines/2",
             "quick": self.quick,
             "warning": SYNTHETIC,
-            "notes": list(NOTES),
+            "notes": self.notes,
             "settings": self._settings(),
             "phantoms": {**self.plan.phantoms("folds").to_dict(), "positive": KINDS[1]},
             "folds": self.plan.folds,

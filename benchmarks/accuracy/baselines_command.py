@@ -101,7 +101,7 @@ def _measured(
 
 
 def _print(result: BaselinesResult) -> None:
-    from fourphase.benchmarks.accuracy.baselines_bench import NOTES, SYNTHETIC
+    from fourphase.benchmarks.accuracy.baselines_bench import SYNTHETIC
     from fourphase.benchmarks.accuracy.judgement import paper_text
     from fourphase.benchmarks.phantoms.phantom import KINDS
 
@@ -120,7 +120,7 @@ def _print(result: BaselinesResult) -> None:
             print(f"{row.run.network} {row.run.status}: {row.run.reason}")
         elif row.run.int8_reason:
             print(f"{row.run.network} has no INT8 model: {row.run.int8_reason}")
-    for text in NOTES:
+    for text in result.notes:
         print(f"note: {text}")
     if result.quick:
         print("REHEARSAL (--quick): tiny networks that have learnt nothing; not a measurement.")

@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 from fourphase.benchmarks.latency.sensor_sources import Probe
+from fourphase.runtime.cuda import INTEGRATED
 
-__all__ = ["NvidiaSmi", "nvml_probes"]
+__all__ = ["NvidiaSmi", "nvml_probes", "smi_id"]
 
 #: NVML's clocks event reasons that slow the GPU down against the user's will: software power cap, hardware slowdown,
 #: software and hardware thermal slowdown, power brake. (Not: idle, clocks set by the user, sync boost, display.)
@@ -37,7 +38,7 @@ def nvml_probes(nvml: Any, bus: str) -> list[Probe]:
     """
     try:
         nvml.nvmlInit()
-        gpu = nvml.nvmlDeviceGetHandleByPciBusId(bus)
+        gpu = nvml.nvmlDeviceGetHandleByIndex(0) if bus == INTEGRATED else nvml.nvmlDeviceGetHandleByPciBusId(bus)
     except nvml.NVMLError:
         return []
     reasons = getattr(nvml, "nvmlDeviceGetCurrentClocksEventReasons", None) or (
@@ -66,11 +67,16 @@ def _asked(nvml: Any, ask: Callable[[], float]) -> Callable[[], Sequence[float]]
     return read
 
 
+def smi_id(bus: str) -> str:
+    """What nvidia-smi's --id takes for the GPU at a PCI bus id; an integrated one is the only one there is."""
+    return "0" if bus == INTEGRATED else bus
+
+
 class NvidiaSmi:
     """One nvidia-smi that reports the GPU at a PCI bus id five times a second until closed; its latest line counts."""
 
     def __init__(self, bus: str, program: str | None = None) -> None:
-        self._bus = bus
+        self._id = smi_id(bus)
         self._latest: tuple[float | None, ...] = (None,) * 4
         self._first = threading.Event()
         self._lock, self._closed = threading.Lock(), False
@@ -101,7 +107,7 @@ class NvidiaSmi:
     def _ask(self, path: str) -> None:
         """Asks for the power of the moment; a driver that has never heard of it, for the average of a second."""
         for powers in _SMI_POWERS:
-            process = self._started([path, f"--id={self._bus}", f"--query-gpu={powers},{_SMI_REST}", *_SMI_FORM])
+            process = self._started([path, f"--id={self._id}", f"--query-gpu={powers},{_SMI_REST}", *_SMI_FORM])
             if process is None or self._follow(process):
                 break
         self._first.set()

@@ -252,18 +252,20 @@ def _gpu_probes() -> tuple[list[Probe], Callable[[], None], tuple[str, ...]]:
     """The GPU's sensors, what ends them, and how they were reached or why not."""
     bus = cuda.pci_bus_id()
     if bus is None:
-        return [], _nothing, (f"gpu: {cuda.probe().reason}",)
+        found = cuda.probe()
+        reason = found.reason if found.device is None else "the driver does not say where the GPU sits"
+        return [], _nothing, (f"gpu: {reason}",)
     try:
         nvml = importlib.import_module("pynvml")
     except ImportError:
         program = NvidiaSmi(bus)
-        found = program.probes()
-        if found:
-            return found, program.close, ("gpu: read through nvidia-smi; its energy is integrated from its power",)
+        probes = program.probes()
+        if probes:
+            return probes, program.close, ("gpu: read through nvidia-smi; its energy is integrated from its power",)
         program.close()
         return [], _nothing, ("gpu: no nvidia-ml-py and no nvidia-smi that answers",)
-    found = nvml_probes(nvml, bus)
-    return found, _nothing, () if found else (f"gpu: NVML finds none at {bus}",)
+    probes = nvml_probes(nvml, bus)
+    return probes, _nothing, () if probes else (f"gpu: NVML finds none at {bus}",)
 
 
 def _nothing() -> None:

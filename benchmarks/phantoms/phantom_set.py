@@ -24,7 +24,7 @@ __all__ = ["PURPOSES", "PhantomSet", "check_fits", "first_seed"]
 
 Floats = NDArray[np.float32]
 
-#: What phantoms are made for; the first three are `training`'s, the last two `cross_validation`'s.
+#: What phantoms are made for; the first three are `training`'s, the last three `cross_validation`'s.
 PURPOSES = ("training", "tail", "validation", "evaluation", "calibration", "folds", "tuning")
 #: More phantoms than anybody renders for one purpose and seed.
 _SEEDS_PER_PURPOSE = 1_000_000

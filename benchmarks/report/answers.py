@@ -60,7 +60,12 @@ def _scaling(section: Row) -> Iterator[str]:
 
 def _baselines(section: Row) -> Iterator[str]:
     rows = {row["network"]: row for row in rows_of(section) if status_of(row) == "ok"}
-    ours = rows.pop("four-phase", None)
+    yield from _against_ours(rows)
+    yield from _int8(list(rows.values()))
+
+
+def _against_ours(rows: Mapping[str, Row]) -> Iterator[str]:
+    ours = rows.get("four-phase")
     if ours is None:
         return
     auc = ours["auc"]
@@ -77,7 +82,6 @@ def _baselines(section: Row) -> Iterator[str]:
             f"{len(differences) - above - below} cannot be told apart from it."
         )
     yield f"{text} This says nothing about patients."
-    yield from _int8([ours, *rows.values()])
 
 
 def _int8(rows: Sequence[Row]) -> Iterator[str]:
@@ -89,9 +93,9 @@ def _int8(rows: Sequence[Row]) -> Iterator[str]:
     )
     worst = min(changes, key=lambda name: changes[name]["value"])
     yield (
-        f"On the same phantoms, INT8 lowers the AUC of {len(lower)} of {counted(len(changes), 'network', 'networks')}, "
-        f"raises that of {len(higher)}, and of the others the change cannot be told from none; the lowest is "
-        f"{worst}'s, {difference_text(changes[worst])}."
+        f"INT8 changes the AUC on the same phantoms: of {counted(len(changes), 'network', 'networks')}, the 95 % "
+        f"interval of {len(lower)} lies below no change and that of {len(higher)} above; the lowest is {worst}'s, "
+        f"{difference_text(changes[worst])}."
     )
 
 

@@ -121,17 +121,20 @@ def _against_baselines(section: Row, way: Way, batch: int) -> Iterator[str]:
 def _variants(section: Row, best: Row) -> Iterator[str]:
     """What a gate, the head or a phase costs: the paper's ablation rows and phase subsets, as ratios over the whole."""
     way = best["runtime"], best["precision"]
-    parts = [
-        f"{pair['a']['network']} {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+    ratios = {
+        pair["a"]["network"]: pair.get("ratio") or {}
         for pair in rows_of(section, "pairs")
         if pair.get("kind") == "networks"
         and pair["b"]["network"] == OURS
-        and pair["a"]["network"].startswith(f"{OURS}-")
         and (pair["a"]["runtime"], pair["a"]["precision"], pair["a"].get("batch", 1)) == (*way, best.get("batch", 1))
-        and (ratio := pair.get("ratio") or {}).get("value") is not None
-    ]
-    if parts:
-        yield f"Of the time that {OURS} takes in {way_name(*way)}, its variants take: {listed(parts)}."
+    }
+    variants = [name for name in section.get("networks") or () if name.startswith(f"{OURS}-")]
+    known = {name: ratio for name in variants if (ratio := ratios.get(name, {})).get("value") is not None}
+    if known:
+        parts = [f"{name} {one['value']:.2f} ({one['low']:.2f} to {one['high']:.2f})" for name, one in known.items()]
+        without = [name for name in variants if name not in known]
+        rest = f"; of {listed(without)} there is no ratio" if without else ""
+        yield f"Of the time that {OURS} takes in {way_name(*way)}, its variants take: {listed(parts)}{rest}."
 
 
 def _verdict_text(names: Sequence[str], word: str) -> str:

@@ -27,7 +27,7 @@ def report(
     quick: Annotated[bool, typer.Option("--quick", help="Tiny networks: a rehearsal, no measurement.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="Only this section. Repeatable.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Not this section. Repeatable.")] = None,
-    budget_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes that each section may take.")] = 60,
+    budget_minutes: Annotated[float, typer.Option(min=0.1, help="Minutes that each section may take.")] = 90,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the report that is there.")] = False,
     json_output: JsonOption = False,
     quiet: QuietOption = False,

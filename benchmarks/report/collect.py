@@ -43,7 +43,7 @@ class Plan:
     folder: Path
     sections: Sequence[Section]
     quick: bool = False
-    budget_minutes: float = 60.0
+    budget_minutes: float = 90.0
     resume: bool = False
 
 

@@ -114,19 +114,20 @@ def _baselines(section: Row) -> Iterator[Comparable]:
         identity = (row["network"], "AUC")
         if status_of(row) != "ok":
             yield Comparable(identity, status_of(row), str(row.get("reason") or ""))
-            continue
-        auc = row["auc"]
-        yield Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
-        yield from _int8(row)
+        else:
+            auc = row["auc"]
+            yield Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
+        if dig(section, "settings", "int8"):
+            yield _int8(row)
 
 
-def _int8(row: Row) -> Iterator[Comparable]:
+def _int8(row: Row) -> Comparable:
     identity, int8 = (row["network"], "AUC in INT8"), row.get("int8")
-    if int8 is not None:
-        auc = int8["auc"]
-        yield Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
-    elif row.get("int8_reason"):
-        yield Comparable(identity, "failed", str(row["int8_reason"]))
+    if int8 is None:
+        status = "failed" if status_of(row) == "ok" else status_of(row)
+        return Comparable(identity, status, str(row.get("int8_reason") or row.get("reason") or ""))
+    auc = int8["auc"]
+    return Comparable(identity, "ok", "", auc["value"], interval=(auc["low"], auc["high"]))
 
 
 #: Schema without its version -> the rows of such a section.

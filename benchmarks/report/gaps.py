@@ -10,10 +10,12 @@ from fourphase.benchmarks.report.document import is_complete
 from fourphase.benchmarks.report.reading import Row, dig, rows_of, section_of, status_of
 from fourphase.benchmarks.report.sections import SECTIONS
 from fourphase.benchmarks.report.text_table import Table
-from fourphase.benchmarks.report.words import runtime_name, way_name
+from fourphase.benchmarks.report.words import listed, runtime_name, way_name
 
 __all__ = ["Gap", "gap_table", "gaps_of"]
 
+#: What the GRU's forms are called in rows.
+_FORMS = ("loop ", "unrolled ")
 _NONE_ENDED = "no study came to its end"
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
@@ -23,14 +25,14 @@ class Gap:
     """What is not in the report, and why.
 
     Attributes:
-        network: whose, "" where it is of no one network.
+        of: the network that it is of, or the form and size of a GRU; "" where it is of no one of several.
     """
 
     section: str
     what: str
     status: str
     reason: str
-    network: str = ""
+    of: str = ""
 
 
 def gaps_of(report: Row) -> list[Gap]:
@@ -54,7 +56,7 @@ def gap_table(report: Row) -> Table | None:
     gaps = gaps_of(report)
     if not gaps:
         return None
-    everyone = {section.title: _networks(section_of(report, name)) for name, section in SECTIONS.items()}
+    everyone = {section.title: _all_of(section_of(report, name)) for name, section in SECTIONS.items()}
     grouped: dict[tuple[str, str, str], list[Gap]] = {}
     for gap in gaps:
         grouped.setdefault((gap.section, gap.status, _NUMBER.sub("…", gap.reason)), []).append(gap)
@@ -80,33 +82,39 @@ def _common(reasons: Sequence[str]) -> str:
 
 def _whats(gaps: Sequence[Gap], everyone: frozenset[str]) -> str:
     """`TensorRT FP32, TensorRT FP16: every network`: what lacks the same networks is said together."""
-    networks: dict[str, list[str]] = {}
+    members: dict[str, list[str]] = {}
     for gap in gaps:
-        networks.setdefault(gap.what, []).extend([gap.network] if gap.network else [])
+        members.setdefault(gap.what, []).extend([gap.of] if gap.of else [])
     whats: dict[tuple[str, ...], list[str]] = {}
-    for what, names in networks.items():
+    for what, names in members.items():
         whats.setdefault(tuple(names), []).append(what)
     return "; ".join(
-        f"{', '.join(texts)}: {_names(names, everyone)}" if names else "; ".join(texts)
-        for names, texts in whats.items()
+        f"{listed(texts)}: {_names(names, everyone)}" if names else "; ".join(texts) for names, texts in whats.items()
     )
 
 
-def _names(networks: Sequence[str], everyone: frozenset[str]) -> str:
-    return "every network" if len(networks) > 1 and everyone <= set(networks) else ", ".join(networks)
+def _names(names: Sequence[str], everyone: frozenset[str]) -> str:
+    if len(names) > 1 and everyone <= set(names):
+        return "every form and size" if names[0].startswith(_FORMS) else "every network"
+    return f"{', '.join(names)}{' (slices x hidden size)' if names[0].startswith(_FORMS) else ''}"
 
 
-def _networks(section: Row) -> frozenset[str]:
-    """All whose candidates the section has, measured or not."""
-    return frozenset(row["network"] for row in rows_of(section) if "precision" in row and "network" in row)
+def _all_of(section: Row) -> frozenset[str]:
+    """All networks, or forms and sizes, that the section has rows of, measured or not."""
+    return frozenset(_of(row) for row in rows_of(section)) - {""}
+
+
+def _of(row: Row) -> str:
+    if "form" in row:
+        return f"{row['form']} {row['slices']} x {row['hidden']}"
+    return str(row["network"]) if "precision" in row and "network" in row else ""
 
 
 def _gaps(section: Row) -> Iterable[tuple[str, ...]]:
     """In the order of Gap's fields after the section."""
     for row in rows_of(section):
         if status_of(row) != "ok":
-            name, network = (_way_name(row), row["network"]) if "precision" in row else (_row_name(row), "")
-            yield name, status_of(row), str(row.get("reason") or ""), network
+            yield _what(row), status_of(row), str(row.get("reason") or ""), _of(row)
         elif row.get("int8_reason"):
             yield f"{row['network']} in INT8", "failed", str(row["int8_reason"])
         speedup = row.get("speedup")
@@ -132,9 +140,13 @@ def _gaps(section: Row) -> Iterable[tuple[str, ...]]:
             yield name, "fit refused", str(sweep.get("reason") or "")
 
 
-def _row_name(row: Row) -> str:
+def _what(row: Row) -> str:
     if "form" in row:
-        return f"{runtime_name(row['runtime'])}, {row['form']}, {row['slices']} slices, hidden {row['hidden']}"
+        return runtime_name(row["runtime"])
+    return _way_name(row) if _of(row) else _row_name(row)
+
+
+def _row_name(row: Row) -> str:
     if "mode" in row:
         return f"{row['mode']}, {row['workers']} workers"
     return f"{row['network']} in {_way_name(row)}" if "runtime" in row else str(row.get("network"))

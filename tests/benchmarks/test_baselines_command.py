@@ -53,6 +53,7 @@ def test_a_table_a_warning_and_one_line_of_json(tmp_path: Path) -> None:
     assert (body["phantoms"]["count"], body["phantoms"]["seed"], body["phantoms"]["positive"]) == (8, 2, "ICC")
     assert body["settings"]["scale"] == {"width": 4, "gru_hidden": 8, "size": [8, 32, 32], "depth": 2}
     assert "SYNTHETIC" in body["warning"]
+    assert any("INT8 is each fold's network" in note for note in body["notes"])
     for row in body["rows"]:
         assert row["network"] in text
         assert f"{100 * row['auc']['value']:.1f}" in text
@@ -82,6 +83,7 @@ def _check_row(row: dict[str, Any]) -> None:
 def test_the_difference_is_that_of_the_aucs() -> None:
     body = json.loads(invoke(*TWO, *FP32, "--json", "--quiet"))
     assert body["settings"]["int8"] is None
+    assert not any("INT8" in note for note in body["notes"])
     assert {(row["int8"], row["int8_reason"]) for row in body["rows"]} == {(None, "")}
     baseline, ours = body["rows"]
     difference = baseline["auc_against_four_phase"]

@@ -282,6 +282,11 @@ def test_an_auc_in_int8_that_dropped_or_went_is_told() -> None:
     verdicts = {pair.row: pair.verdict for pair in found.regressions}
     assert verdicts["four-phase, AUC in INT8"] == "less accurate"
     assert set(verdicts) == {"four-phase, AUC in INT8", "four-phase-shared, AUC in INT8"}
+    third = new["rows"][2]
+    failed = {"network": third["network"], "status": "diverged", "reason": "fold 3"}
+    new["rows"] = [*new["rows"][:2], failed, *new["rows"][3:]]
+    told = {pair.row: pair.reason for pair in compare(old, new).regressions}
+    assert "fold 3" in told[f"{third['network']}, AUC in INT8"]
 
 
 def test_other_machines_are_refused_unless_asked_for() -> None:

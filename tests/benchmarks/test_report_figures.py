@@ -166,7 +166,7 @@ def test_every_gap_of_the_json_is_listed_with_its_reason(report: Json) -> None:
     gaps = gaps_of(report)
     rows = report["sections"]["latency"]["rows"]
     wanted = [(row["network"], row["status"], row["reason"]) for row in rows if row["status"] != "ok"]
-    found = [(gap.network, gap.status, gap.reason) for gap in gaps if gap.section == "Latency" and gap.network]
+    found = [(gap.of, gap.status, gap.reason) for gap in gaps if gap.section == "Latency" and gap.of]
     assert sorted(found) == sorted(wanted)
     reasons = {gap.reason for gap in gaps}
     assert {"no C++ compiler for torch.compile", "2 rounds, an interval needs 5", "out of memory",
@@ -195,6 +195,27 @@ def test_what_no_network_has_is_said_of_every_network(report: Json) -> None:
     assert "every network" not in line
     assert "TensorRT FP16: four-phase, four-phase-shared, " in line
     assert "stic" not in line
+
+
+def test_what_no_form_and_size_of_the_gru_has_is_said_once(report: Json) -> None:
+    section = report["sections"]["gru"]
+    missing = {"status": "missing", "reason": "no GPU here", "latency_ms": None}
+    rows = [
+        {**row, "runtime": runtime, **missing}
+        for runtime in ("tensorrt", "tensorrt-rtx") for row in section["rows"] if row["runtime"] == "openvino"
+    ]  # fmt: skip
+
+    def said(rows: list[Json]) -> str:
+        text = report_markdown({**report, "sections": {"gru": {**section, "rows": rows}}})
+        (line,) = [line for line in text.splitlines() if "| no GPU here |" in line]
+        return line.rpartition("| no GPU here | ")[2]
+
+    assert said(rows) == "TensorRT and TensorRT for RTX: every form and size |"
+    (one_less,) = {said(rows[1:])}
+    first = rows[0]
+    assert "TensorRT for RTX: every form and size" in one_less
+    assert f"{first['form']} {first['slices']} x {first['hidden']}" not in one_less.partition(";")[0]
+    assert "(slices x hidden size)" in one_less
 
 
 def test_the_preprocess_ratio_is_the_one_in_turns_or_none(report: Json, rows: list[dict[str, str]]) -> None:
@@ -277,9 +298,17 @@ def test_int8_of_the_trained_networks_is_in_every_part_of_the_report(report: Jso
     assert [row[0] for row in table.rows] == list(changes)
     (loses,) = [row for row in table.rows if row[0] == "mexpale"]
     assert loses[2] == "−0.090 (−0.121 to −0.063)"
-    (said,) = [answer.text for answer in answers_of(report) if "INT8 lowers" in answer.text]
-    assert "INT8 lowers the AUC of 1 of 13 networks, raises that of 0, and" in said
-    assert said.endswith("the lowest is mexpale's, −0.090 (−0.121 to −0.063).")
+    said = [answer.text for answer in answers_of(report) if "INT8 changes" in answer.text]
+    assert said == [
+        "INT8 changes the AUC on the same phantoms: of 13 networks, the 95 % interval of 1 lies below no change and "
+        "that of 0 above; the lowest is mexpale's, −0.090 (−0.121 to −0.063)."
+    ]
+    alone = {
+        "sections": {"baselines": {**section, "rows": [row for row in section["rows"] if row["network"] == "tdn"]}}
+    }
+    assert answers_of(alone) == []
+    others = {**section, "rows": [row for row in section["rows"] if row["network"] != "four-phase"]}
+    assert [answer.text[:4] for answer in answers_of({"sections": {"baselines": others}})] == ["INT8"]
     reason = "fold 2: logits differ from PyTorch's"
     assert ("stic in INT8", "failed", reason) in [(gap.what, gap.status, gap.reason) for gap in gaps_of(report)]
     found = one(rows, section="baselines", network="stic", precision="int8")
@@ -320,6 +349,12 @@ def test_what_the_parts_of_our_network_cost_is_said_in_its_fastest_runtime(repor
     for name, ratio in ratios.items():
         text = f"{name} {ratio['value']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
         assert (text in said) is name.startswith("four-phase-")
+    gone = [pair for pair in section["pairs"] if pair["a"]["network"] != "four-phase-spm"]
+    (said,) = [
+        answer.text for answer in answers_of({"sections": {"latency": {**section, "pairs": gone}}})
+        if "its variants take" in answer.text
+    ]  # fmt: skip
+    assert said.endswith("; of four-phase-spm there is no ratio.")
 
 
 def test_refused_ratios_are_not_called_equal(report: Json) -> None:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from fourphase.benchmarks.latency import sensors
-from fourphase.benchmarks.latency.sensor_gpu import NvidiaSmi, nvml_probes
+from fourphase.benchmarks.latency.sensor_gpu import NvidiaSmi, nvml_probes, smi_id
 from fourphase.benchmarks.latency.sensor_sources import Probe, file_probes
 from fourphase.benchmarks.latency.sensors import Watched, counted, integrated, watch
 from fourphase.runtime import cuda
@@ -220,7 +220,11 @@ BUS = "0000:65:00.0"
 
 def fake_nvml(millijoules: list[int], reasons: int) -> FakeNvml:
     """The GPU at BUS."""
-    handles = {BUS: object()}
+
+    def handle(bus: str) -> object:
+        if bus != BUS:
+            raise FakeNvml.NVMLError
+        return bus
 
     def energy(_: object) -> int:
         if not millijoules:
@@ -229,7 +233,8 @@ def fake_nvml(millijoules: list[int], reasons: int) -> FakeNvml:
 
     return FakeNvml(
         nvmlInit=lambda: None,
-        nvmlDeviceGetHandleByPciBusId=lambda bus: handles[bus],
+        nvmlDeviceGetHandleByPciBusId=handle,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
         nvmlDeviceGetTotalEnergyConsumption=energy,
         nvmlDeviceGetPowerUsage=lambda _: 70_000,
         nvmlDeviceGetTemperature=lambda _, sensor: {0: 55}[sensor],
@@ -325,9 +330,19 @@ def test_the_gpu_that_cuda_uses_is_watched(tmp_path: Path, monkeypatch: pytest.M
     assert read(probes)["power"] == 80.5
     assert "read through nvidia-smi" in notes[0]
     close()
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml([5000], 0))
+    monkeypatch.setattr(cuda, "pci_bus_id", lambda: "0000:17:00.0")
+    assert sensors._gpu_probes()[0::2] == ([], ("gpu: NVML finds none at 0000:17:00.0",))
+    # An integrated one sits on no bus and is the only one.
+    monkeypatch.setattr(cuda, "pci_bus_id", lambda: cuda.INTEGRATED)
+    assert read(sensors._gpu_probes()[0])["temperature"] == 55
+    assert (smi_id(cuda.INTEGRATED), smi_id(BUS)) == ("0", BUS)
     # Without a device of CUDA's no GPU is measured, and none is watched.
     monkeypatch.setattr(cuda, "pci_bus_id", lambda: None)
     assert sensors._gpu_probes()[0] == []
+    found = cuda.Probe(cuda.Device("L4", "8.9", "13.0", None), "CUDA device L4")
+    monkeypatch.setattr(cuda, "probe", lambda: found)
+    assert sensors._gpu_probes()[0::2] == ([], ("gpu: the driver does not say where the GPU sits",))
 
 
 def test_nvidia_smi_is_asked_for_the_power_of_the_moment_first(tmp_path: Path) -> None:
