@@ -17,8 +17,11 @@ from fourphase.benchmarks.latency.lowering import lowered_steps
 from fourphase.benchmarks.latency.prepare import Prepared, prepare, prepared_before
 from fourphase.benchmarks.latency.studies import reference_outputs, studies_of
 from fourphase.benchmarks.networks import TINY, Scale, baseline
+from fourphase.benchmarks.phantoms.phantom_set import PhantomSet
+from fourphase.calibration.cpu_session import cpu_session
 from fourphase.runtime.backends import choose_backend
 from fourphase.runtime.bundle import load_bundle
+from fourphase.runtime.config import PreprocessingConfig
 from fourphase.runtime.errors import ModelIncompatible, UsageError
 
 
@@ -77,6 +80,21 @@ def test_int8_passes_its_own_golden_outputs_and_is_not_fp32(made: Prepared) -> N
     found = choose_backend(bundle, "onnxruntime", precision="int8").backend.infer(golden.study(0))
     assert np.abs(found.logits - golden.logits).max() <= golden.tolerance.atol
     assert 0 < np.abs(golden.logits - bundle.golden("fp32").logits).max() < 0.1
+
+
+def test_int8_may_be_as_far_off_as_it_is_from_fp32_on_any_study_it_was_made_with(made: Prepared) -> None:
+    """On one study alone int8 may hit FP32 by luck, and then a right program is refused."""
+    bundle = load_bundle(made.bundle)
+    phantoms = PhantomSet(2, 0, 0.5, PreprocessingConfig(size=TINY.size), purpose="calibration")
+    studies = [bundle.golden("fp32").study(0), *phantoms.studies()]
+    fp32, int8 = (
+        np.concatenate([session.run(["logits"], {"study": study})[0] for study in studies])
+        for session in (cpu_session(bundle.read(bundle.models[name].file), optimize=False) for name in ("fp32", "int8"))
+    )
+    distances = np.abs(int8 - fp32).max(axis=1)
+    assert bundle.golden("int8").tolerance.atol == pytest.approx(
+        max(2 * distances.max(), 0.02 * np.abs(fp32).max()), rel=1e-3
+    )
 
 
 def test_the_second_time_it_is_in_the_cache(made: Prepared, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
