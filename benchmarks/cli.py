@@ -98,7 +98,7 @@ def phantom(
 def preprocess(
     study: Annotated[Path | None, typer.Argument(help="A study folder; default: a phantom of 4 x 250 slices.")] = None,
     box: Annotated[Path | None, typer.Option(help="The study's lesion box, JSON.")] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each pipeline; a ratio needs 5.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, help="Counted runs of each pipeline; a ratio needs 5.")] = 9,
     json_output: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:

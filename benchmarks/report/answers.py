@@ -78,8 +78,8 @@ def _against_ours(rows: Mapping[str, Row]) -> Iterator[str]:
     if differences:
         others = counted(len(differences), "other network", "other networks")
         text += (
-            f" Of {others}, {above} have a larger one on the same phantoms and {below} a smaller one; "
-            f"{len(differences) - above - below} cannot be told apart from it."
+            f" Of {others}, {above} {'has' if above == 1 else 'have'} a larger one on the same phantoms and {below} a "
+            f"smaller one; {len(differences) - above - below} cannot be told apart from it."
         )
     yield f"{text} This says nothing about patients."
 
