@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,6 +24,7 @@ from fourphase.runtime.console import be_quiet, progress, run_app, say_errors_as
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
+    from fourphase.benchmarks.phantoms.phantom_dicom import WrittenStudy
     from fourphase.benchmarks.preprocess_bench import Comparison
 
 __all__ = ["app", "main"]
@@ -81,6 +83,13 @@ def phantom(
         written = [
             write_study(folder, made, matrix, slices, advance) for folder, made in zip(folders, wanted, strict=True)
         ]
+    with stdout_checked():
+        _print_phantoms(written, json_output)
+
+
+def _print_phantoms(written: Sequence[WrittenStudy], json_output: bool) -> None:
+    from fourphase.benchmarks.phantoms.phantom import PHASES
+
     if json_output:
         rows = [{"folder": str(study.folder), "kind": study.kind, "seed": study.seed} for study in written]
         print(json.dumps({"schema": "fourphase.phantoms/1", "studies": rows}, indent=1))

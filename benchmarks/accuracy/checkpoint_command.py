@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fourphase.runtime.atomic import check_file_target
-from fourphase.runtime.console import be_quiet, note, say_errors_as_json
+from fourphase.runtime.console import be_quiet, note, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
     from fourphase.benchmarks.accuracy.training import TrainingPlan, TrainingResult
+    from fourphase.benchmarks.networks import Untrained
 
 __all__ = ["phantom_checkpoint"]
 
@@ -78,6 +79,11 @@ def _write_trained(output: Path, result: TrainingResult, plot: Path | None, json
         from fourphase.benchmarks.accuracy.training_plot import plot_training
 
         plot_training(result, plot)
+    with stdout_checked():
+        _print_trained(output, result, json_output)
+
+
+def _print_trained(output: Path, result: TrainingResult, json_output: bool) -> None:
     count, seed = len(result.scores), result.seed
     if json_output:
         body = {"auc": result.auc, "right": result.right, "count": count, "seconds": result.seconds, "seed": seed}
@@ -115,6 +121,11 @@ def _write_untrained(output: Path, width: int, gru_hidden: int, seed: int, json_
 
     made = untrained(width, gru_hidden, seed)
     write_untrained(output, made)
+    with stdout_checked():
+        _print_untrained(made, f"wrote {output} (width {width}, GRU {gru_hidden}, seed {seed})", json_output)
+
+
+def _print_untrained(made: Untrained, wrote: str, json_output: bool) -> None:
     body = made.to_dict()
     if json_output:
         print(json.dumps({"schema": "fourphase.phantom-checkpoint/1", **body}))
@@ -124,4 +135,4 @@ def _write_untrained(output: Path, width: int, gru_hidden: int, seed: int, json_
     print(
         f"batch-norm statistics of {body['settled_on']} phantoms; logits of {body['count']} others range over {spread}"
     )
-    print(f"wrote {output} (width {width}, GRU {gru_hidden}, seed {seed})")
+    print(wrote)

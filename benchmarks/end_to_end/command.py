@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fourphase.benchmarks.guarded_steps import Outcome, Save
-from fourphase.runtime.console import be_quiet, say_errors_as_json
+from fourphase.runtime.console import be_quiet, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -222,11 +222,12 @@ def end_to_end(
         cold_starts=cold, pipelines=names, drop_caches=drop_caches,
     )  # fmt: skip
     result = measured(options, lambda record: None)
-    if not json_output:
-        from fourphase.benchmarks.end_to_end.table import print_result
+    with stdout_checked():
+        if not json_output:
+            from fourphase.benchmarks.end_to_end.table import print_result
 
-        print_result(result)
-    print(json.dumps(result, allow_nan=False), flush=True)
+            print_result(result)
+        print(json.dumps(result, allow_nan=False))
     say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.end_to_end.plot import plot_steps

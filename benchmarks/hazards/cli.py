@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourphase.runtime.console import be_quiet, progress, say_errors_as_json
+from fourphase.runtime.console import be_quiet, progress, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import OutputNotWritable, UsageError
 
 if TYPE_CHECKING:
@@ -181,9 +181,10 @@ def hazards(
         from fourphase.runtime.atomic import write_file
 
         write_file(markdown, table.markdown().encode())
-    if not json_output:
-        _print(table)
-    print(json.dumps(table.to_dict()))
+    with stdout_checked():
+        if not json_output:
+            _print(table)
+        print(json.dumps(table.to_dict()))
 
 
 def _print(table: HazardTable) -> None:

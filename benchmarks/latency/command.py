@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourphase.runtime.console import be_quiet, say_errors_as_json
+from fourphase.runtime.console import be_quiet, say_errors_as_json, stdout_checked
 
 if TYPE_CHECKING:
     from fourphase.benchmarks.guarded_steps import Outcome, Save
@@ -69,11 +69,12 @@ def latency(
 
         require_plot(plot)
     result = _measured(options, _nowhere, quick)
-    if not json_output:
-        from fourphase.benchmarks.latency.tables import print_latency
+    with stdout_checked():
+        if not json_output:
+            from fourphase.benchmarks.latency.tables import print_latency
 
-        print_latency(result)
-    print(json.dumps(result, allow_nan=False), flush=True)
+            print_latency(result)
+        print(json.dumps(result, allow_nan=False))
     say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.latency.plot import plot_latency

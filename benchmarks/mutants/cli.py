@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourphase.runtime.console import be_quiet, progress, say_errors_as_json
+from fourphase.runtime.console import be_quiet, progress, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import OutputNotWritable
 
 if TYPE_CHECKING:
@@ -56,12 +56,13 @@ def mutants(
     started = time.perf_counter()
     verdicts = run(numbers, seed, workers)
     body = summary(verdicts, seed, time.perf_counter() - started)
-    if not json_output:
-        _print_tables(verdicts, body)
-        for verdict in verdicts if only is not None else ():
-            print(f"mutant {only} of seed {seed}: {verdict.variant}, {verdict.kind}: {verdict.what}")
-            print(f"  {outcome_of(verdict)}: {verdict.detail or '-'}; input off by {verdict.off_hu:g} HU")
-    print(json.dumps(body))
+    with stdout_checked():
+        if not json_output:
+            _print_tables(verdicts, body)
+            for verdict in verdicts if only is not None else ():
+                print(f"mutant {only} of seed {seed}: {verdict.variant}, {verdict.kind}: {verdict.what}")
+                print(f"  {outcome_of(verdict)}: {verdict.detail or '-'}; input off by {verdict.off_hu:g} HU")
+        print(json.dumps(body))
     if any(body["forbidden"].values()):
         raise typer.Exit(1)
 

@@ -58,7 +58,10 @@ def _int8(rows: Sequence[Row]) -> list[Markup]:
     if not estimates:
         return []
     lower = sum(one.high is not None and one.high < 0 for one in estimates)
-    heading = f"On phantoms, the interval of INT8's change lies below 0 for {lower} of {len(estimates)} networks"
+    which = (
+        f"the AUC of {lower} of {len(estimates)} networks, at 95 % each" if lower else "no network's AUC that it shows"
+    )
+    heading = f"On phantoms, INT8 lowers {which}"
     drawn = forest(heading, "AUC of INT8 minus that of FP32 on the same phantoms, with 95 % bootstrap intervals.",
                    "AUC of INT8 minus FP32's, on synthetic phantoms", sorted(estimates, key=lambda one: one.value or 0),
                    strong=OURS, width=WIDE, ratio=False, line_at=0.0)  # fmt: skip

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fourphase.runtime.console import be_quiet, say_errors_as_json
+from fourphase.runtime.console import be_quiet, say_errors_as_json, stdout_checked
 from fourphase.runtime.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,9 +54,10 @@ def gru(
         hidden=_numbers(hidden, "--hidden"),
         engine_seconds=engine_seconds,
     )
-    if not json_output:
-        _print_gru(table)
-    print(json.dumps(result, allow_nan=False), flush=True)
+    with stdout_checked():
+        if not json_output:
+            _print_gru(table)
+        print(json.dumps(result, allow_nan=False))
     say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.scaling.plot import plot_gru
@@ -116,9 +117,10 @@ def scaling(
     result, table = _scaling(
         quick=quick, networks=_names(network), runtimes=_names(runtime), kinds=_names(what), rounds=rounds
     )
-    if not json_output:
-        _print_scaling(table)
-    print(json.dumps(result, allow_nan=False), flush=True)
+    with stdout_checked():
+        if not json_output:
+            _print_scaling(table)
+        print(json.dumps(result, allow_nan=False))
     say_errors_as_json(False)  # stdout holds its one document
     if plot is not None:
         from fourphase.benchmarks.scaling.plot import plot_scaling
