@@ -88,13 +88,11 @@ def _int8(rows: Sequence[Row]) -> Iterator[str]:
     changes = {row["network"]: row["int8"]["auc_against_fp32"] for row in rows if row.get("int8")}
     if not changes:
         return
-    lower, higher = (
-        [name for name, one in changes.items() if (one["high"] < 0 if sign < 0 else one["low"] > 0)] for sign in (-1, 1)
-    )
+    lower, higher = (sum(one["high"] < 0 for one in changes.values()), sum(one["low"] > 0 for one in changes.values()))
     worst = min(changes, key=lambda name: changes[name]["value"])
     yield (
-        f"INT8 changes the AUC on the same phantoms: of {counted(len(changes), 'network', 'networks')}, the 95 % "
-        f"interval of {len(lower)} lies below no change and that of {len(higher)} above; the lowest is {worst}'s, "
+        f"INT8 against FP32 on the same phantoms: the 95 % interval of the AUC's change lies below 0 for {lower} of "
+        f"{counted(len(changes), 'network', 'networks')} and above 0 for {higher}; the lowest change is {worst}'s, "
         f"{difference_text(changes[worst])}."
     )
 

@@ -59,7 +59,9 @@ def _int8(rows: Sequence[Row]) -> list[Markup]:
         return []
     lower = sum(one.high is not None and one.high < 0 for one in estimates)
     which = (
-        f"the AUC of {lower} of {len(estimates)} networks, at 95 % each" if lower else "no network's AUC that it shows"
+        f"the AUC of {lower} of {len(estimates)} networks, at 95 % each"
+        if lower
+        else "no network's AUC by more than its interval"
     )
     heading = f"On phantoms, INT8 lowers {which}"
     drawn = forest(heading, "AUC of INT8 minus that of FP32 on the same phantoms, with 95 % bootstrap intervals.",
